@@ -1,0 +1,1 @@
+//! Numbers only: slices in, slices out. No files, no threads, no policies.
