@@ -1,1 +1,10 @@
-//! (room being furnished)
+//! Statistics that methods share: mergeable, deterministic under any tiling and thread count.
+//!
+//! Everything here counts in integers, so adding tiles in another order, on other threads or in
+//! another session gives the same bits.
+
+mod select;
+mod sum;
+
+pub use select::{Counts, Selector, SMALL};
+pub use sum::FixedSum;
