@@ -1,1 +1,27 @@
-//! (room being furnished)
+//! The file formats, read strictly and written deterministically.
+//!
+//! ```text
+//!  shard file:  | N: u64, LE | N bytes of JSON, space padded | tensor data, no holes |
+//!  directory:   model.safetensors.index.json -> shards, config.json, tokenizer, ..
+//! ```
+//!
+//! What is accepted is a subset of what the specification allows; `docs/formats.md` lists the
+//! rules. Nothing here reads tensor data or knows methods.
+
+mod catalog;
+mod dtype;
+mod header;
+mod index;
+mod json;
+mod layout;
+mod model_card;
+mod natural;
+mod sidecar;
+
+pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};
+pub use dtype::DType;
+pub use header::{Entry, Header, HeaderError};
+pub use index::{Index, IndexError};
+pub use layout::{Layout, LayoutError, OutShard, OutTensor, Placed};
+pub use model_card::{CardExpert, CardFile, ModelCard, display_name};
+pub use sidecar::{config_json, side_files};

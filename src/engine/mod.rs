@@ -1,1 +1,174 @@
-//! (room being furnished)
+//! Runs passes over the tiles of a plan: reads, computes, writes, in bounded memory.
+//!
+//! The engine knows plans and stages; it does not know which method runs, nor what a staging
+//! directory or a journal is. Finished bytes go to a [`TileSink`].
+
+mod decode;
+pub mod host;
+mod pipeline;
+pub mod sink;
+pub mod source;
+mod worker;
+
+use std::sync::atomic::AtomicBool;
+
+use crate::kernel::Kernels;
+use crate::method::{AnyStage, Method, MethodError, Outcome, State};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::recipe::NonFinite;
+
+use sink::SinkError;
+use source::{Source, SourceError};
+
+/// What all passes of a merge share.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The method.
+    pub method: &'a dyn Method,
+    /// The kernels of this machine.
+    pub kernels: &'static Kernels,
+    /// What to do with values that are not finite.
+    pub nonfinite: NonFinite,
+    /// Told about every tile.
+    pub progress: &'a dyn Progress,
+    /// Set from outside to stop at the next tile.
+    pub cancel: &'a AtomicBool,
+}
+
+/// What one pass does.
+pub enum Work<'a> {
+    /// Writes segments that need no statistics.
+    Copies {
+        /// Their indices.
+        segments: &'a [u32],
+    },
+    /// One stage of one streamed unit.
+    Stage {
+        /// The unit.
+        unit: u32,
+        /// The stage.
+        stage: &'a dyn AnyStage,
+    },
+    /// All stages of units that fit in a tile each.
+    Whole {
+        /// The units.
+        units: &'a [u32],
+    },
+}
+
+impl Work<'_> {
+    fn writes(&self) -> bool {
+        match self {
+            Work::Copies { .. } | Work::Whole { .. } => true,
+            Work::Stage { stage, .. } => stage.writes(),
+        }
+    }
+}
+
+/// What a pass leaves behind.
+#[derive(Default)]
+pub struct PassResult {
+    /// The merged state of a stage.
+    pub state: Option<State>,
+    /// The outcomes of units merged whole, by unit.
+    pub outcomes: Vec<(u32, Outcome)>,
+    /// How many expert values were not finite and counted as the base's.
+    pub replaced: u64,
+}
+
+/// Takes finished bytes.
+pub trait TileSink: Send {
+    /// Writes `bytes` at an absolute offset of an output shard. Called once for every output
+    /// byte, from one thread, in any order.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
+}
+
+/// Runs one pass.
+///
+/// # Errors
+/// [`EngineError`]; what was written stays written.
+pub fn run(
+    context: &Context<'_>,
+    work: &Work<'_>,
+    source: &mut Source,
+    sink: &mut dyn TileSink,
+) -> Result<PassResult, EngineError> {
+    pipeline::run(context, work, source, sink)
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An input could not be read, or has changed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The output could not be written.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A value is NaN or infinite, or the difference of two values is.
+    #[error(
+        "{checkpoint}: tensor {tensor}, element {element} (file offset {offset}) is {value}, or \
+         its difference from the base is not finite; --nonfinite base takes the base's value there"
+    )]
+    NonFinite {
+        /// Display name of the checkpoint.
+        checkpoint: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// Element, counted from 0 in storage order.
+        element: u64,
+        /// Its absolute offset in the file.
+        offset: u64,
+        /// The value.
+        value: f32,
+    },
+    /// A merged value is too large for the output type.
+    #[error(
+        "merged value {value} of tensor {tensor}, element {element}, does not fit in {dtype}; \
+         use --dtype bf16 or --dtype f32"
+    )]
+    Overflow {
+        /// Name of the tensor.
+        tensor: String,
+        /// Element, counted from 0 in storage order.
+        element: u64,
+        /// The value.
+        value: f32,
+        /// The output type.
+        dtype: String,
+    },
+    /// A tensor that can only be copied differs between models.
+    #[error(
+        "tensor {tensor} holds integers, booleans or packed codes, which cannot be averaged, and \
+         {checkpoint} differs from the base at byte {offset} of it; --exclude {tensor} takes the \
+         base's"
+    )]
+    CopiesDiffer {
+        /// Display name of the expert.
+        checkpoint: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// Byte in the tensor.
+        offset: u64,
+    },
+    /// The method gave up.
+    #[error("{unit}: {error}")]
+    Method {
+        /// Name of the unit.
+        unit: String,
+        /// Why.
+        error: MethodError,
+    },
+    /// Stopped from outside.
+    #[error("interrupted")]
+    Interrupted,
+    /// A thread panicked: a bug in reflow.
+    #[error("the {0} thread panicked; this is a bug in reflow")]
+    Panicked(&'static str),
+}

@@ -1,1 +1,182 @@
-//! (room being furnished)
+//! A merge from recipe to finished directory: open, plan, stage, run the passes, commit.
+//!
+//! ```text
+//! OUT.partial/            staging, beside OUT
+//!   state/lock            held while a process works here
+//!   state/plan.json       what is being made
+//!   model/NAME.part       shards being written; no loader looks for that name
+//!   model/                finished shards, side files, index
+//! OUT/                    appears by one rename of model/
+//! ```
+
+mod inputs;
+mod output;
+mod preflight;
+mod publish;
+mod run;
+mod staging;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+pub use preflight::Space;
+pub use run::{PassReport, Report};
+
+use crate::checkpoint::ModelCard;
+use crate::engine::{host, source};
+use crate::error::Error;
+use crate::kernel::{self, Kernels};
+use crate::method::Method;
+use crate::plan::{Inputs, MemoryLimit, Mode, Plan, PlanSummary};
+use crate::progress::{Event, Progress};
+use crate::recipe::{Recipe, Settings};
+
+/// A merge that is planned and has not begun.
+pub struct Job {
+    recipe: Recipe,
+    inputs: Inputs,
+    method: Box<dyn Method>,
+    kernels: &'static Kernels,
+    plan: Plan,
+    mode: Mode,
+    mode_reason: String,
+    keep_cache: bool,
+}
+
+/// How far tied weights are looked into while planning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ties {
+    /// Believe config and names; no data is read.
+    Assume,
+    /// Compare the bytes.
+    Compare,
+}
+
+impl Job {
+    /// Opens all checkpoints and plans the merge.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with recipe, inputs and memory.
+    pub fn plan(
+        recipe: Recipe,
+        settings: Settings,
+        ties: Ties,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        let kernels = kernel::select()?;
+        for warning in recipe.validate()? {
+            progress.event(&Event::Warning { text: &warning });
+        }
+        let mut inputs = inputs::open(&recipe)?;
+        let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
+        let method = recipe.method.build(&recipe, kernels);
+        let memory = memory(&settings, progress);
+        let threads = settings.threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+        });
+        let files: Vec<PathBuf> =
+            inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.path.clone())).collect();
+        let (mode, mode_reason) = source::choose(settings.io, &files);
+        let plan = Plan::new(&recipe, &inputs, ties, &*method, &settings, memory, threads, mode)?;
+        let keep_cache = keeps_cache(&settings, &inputs, &plan);
+        Ok(Self { recipe, inputs, method, kernels, plan, mode, mode_reason, keep_cache })
+    }
+
+    /// The plan in numbers and names.
+    pub fn summary(&self) -> PlanSummary {
+        PlanSummary::new(&self.plan, &*self.method)
+    }
+
+    /// How inputs are read, and why so, in words.
+    pub fn io_text(&self) -> String {
+        let mode = match self.mode {
+            Mode::Mmap => "mmap",
+            Mode::Pread => "pread",
+            Mode::Direct => "direct reads",
+        };
+        format!("{mode} ({})", self.mode_reason)
+    }
+
+    /// Checks that the output can be written to `out`.
+    ///
+    /// # Errors
+    /// If something is there already, lies inside an input, or does not fit on the disk.
+    pub fn preflight(&self, out: &Path) -> Result<Space, Error> {
+        preflight::check(&self.inputs, &self.plan, out)
+    }
+
+    /// Merges into the new directory `out`.
+    ///
+    /// # Errors
+    /// See [`Error`]; whatever happens, `out` exists only when it is complete, and inputs are
+    /// untouched.
+    pub fn merge(
+        &self,
+        out: &Path,
+        progress: &dyn Progress,
+        cancel: &AtomicBool,
+    ) -> Result<Report, Error> {
+        let _enough = self.preflight(out)?;
+        run::merge(self, out, progress, cancel)
+    }
+
+    fn input_files(&self) -> Vec<source::InputFile> {
+        let file = |f: &crate::checkpoint::ShardFile| source::InputFile {
+            path: f.path.clone(),
+            len: f.len,
+            inode: f.inode,
+            mtime_ns: f.mtime_ns,
+        };
+        self.inputs.catalogs().flat_map(|c| c.files.iter().map(file)).collect()
+    }
+
+    /// The recipe as it is published: with display names instead of paths.
+    fn published_recipe(&self) -> String {
+        let labels: Vec<(PathBuf, String)> = std::iter::once(self.recipe.base.clone())
+            .chain(self.recipe.experts.iter().map(|e| e.path.clone()))
+            .zip(self.plan.labels.iter().cloned())
+            .collect();
+        self.recipe.to_yaml(|path| {
+            labels.iter().find(|(p, _)| p == path).map_or_else(String::new, |(_, l)| l.clone())
+        })
+    }
+
+    fn model_card(&self) -> ModelCard {
+        publish::model_card(self)
+    }
+}
+
+/// The limit to plan for: `--memory`, or half of what container and machine allow. The other
+/// half is left to the page cache, the kernel and everybody else.
+fn memory(settings: &Settings, progress: &dyn Progress) -> MemoryLimit {
+    let found = host::memory::discover();
+    let found = found.effective().cloned().unwrap_or(host::memory::Limit {
+        // Nothing is known about this machine: a size that works on any that runs large merges.
+        bytes: 2 << 30,
+        source: "no limit found".to_owned(),
+    });
+    match settings.memory {
+        Some(bytes) if bytes <= found.bytes => MemoryLimit { bytes, source: "--memory".to_owned() },
+        Some(bytes) => {
+            let text = format!(
+                "--memory {} is more than there is; planning for {} ({})",
+                crate::human::bytes(bytes),
+                crate::human::bytes(found.bytes),
+                found.source,
+            );
+            progress.event(&Event::Warning { text: &text });
+            MemoryLimit { bytes: found.bytes, source: found.source }
+        }
+        None => MemoryLimit { bytes: found.bytes / 2, source: format!("half of {}", found.source) },
+    }
+}
+
+/// Input pages stay in the page cache only if nobody named a limit and there is room for all
+/// inputs and the output twice over. Otherwise a pass would push out what the next one needs.
+fn keeps_cache(settings: &Settings, inputs: &Inputs, plan: &Plan) -> bool {
+    let read: u64 = inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.len)).sum();
+    let all = read + plan.layout.total_size;
+    let limits = host::memory::discover();
+    let room = limits.effective().map_or(0, |limit| limit.bytes);
+    settings.memory.is_none() && limits.cgroup().is_none() && room > 2 * all
+}

@@ -1,1 +1,16 @@
 //! Numbers only: slices in, slices out. No files, no threads, no policies.
+//!
+//! The scalar code is the definition. The vector paths are the same loops, compiled for wider
+//! registers and chosen once at run time, so that one binary runs anywhere; they give the same
+//! bits on every length, alignment and special value, because no operation is fused or reordered
+//! and exp and tanh are our own. Equal inputs give equal outputs at every position.
+
+mod dispatch;
+pub mod dtype;
+mod float8;
+pub mod keys;
+mod math;
+pub mod pcb;
+
+pub use dispatch::{KernelError, Kernels, Level, select};
+pub use dtype::Float;

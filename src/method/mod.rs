@@ -1,1 +1,190 @@
-//! (room being furnished)
+//! Merge methods: numbers in, numbers out. No files, no channels, no threads.
+//!
+//! A method merges one *unit* (the whole model, a layer or a tensor, by scope) in a chain of
+//! [`Stage`]s. Each stage is one pass over the unit's elements: a *fold* gathers statistics, a
+//! *map* writes merged values. A finished stage hands on the next one, so a method decides by
+//! what it has seen how many passes it needs.
+//!
+//! ```text
+//! Method::start(elements) -> stage -> pass over all blocks -> finish -> stage -> .. -> Outcome
+//! ```
+//!
+//! The state of a stage is a monoid: [`Stage::empty`], [`Stage::add`], [`Stage::merge`]. A pass
+//! may therefore be cut into any tiles on any number of threads.
+
+mod erased;
+mod memory;
+pub mod pcb;
+
+use std::fmt;
+
+pub use erased::{AnyStage, State};
+pub use memory::run_in_memory;
+
+/// The number of elements that a kernel works on at a time: small enough that base, task
+/// vectors and scores of a few experts stay in the second-level cache.
+pub const BLOCK: usize = 4096;
+
+/// A run of up to [`BLOCK`] elements of one tensor, decoded to `f32`.
+#[derive(Clone, Copy, Debug)]
+pub struct Block<'a> {
+    /// The base's values.
+    pub base: &'a [f32],
+    /// One row per expert, in recipe order, of the length of `base`: task vectors or plain
+    /// values, as [`Method::operand`] asks.
+    pub rows: &'a [&'a [f32]],
+}
+
+/// What the rows of a [`Block`] hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// Expert minus base.
+    TaskVector,
+    /// The expert's values themselves.
+    Value,
+}
+
+/// A merge method with its parameters, for a known number of experts.
+pub trait Method: Send + Sync {
+    /// The name with the parameters that define the result, e.g. `pcb a, keep 0.1`.
+    fn describe(&self) -> String;
+
+    /// What the rows of the blocks must hold.
+    fn operand(&self) -> Operand;
+
+    /// The passes over a unit of `elements` elements, the last one being the map.
+    fn passes(&self, elements: u64) -> Vec<&'static str>;
+
+    /// An upper bound for the bytes of state that one worker holds during any pass.
+    fn state_bytes(&self, elements: u64) -> u64;
+
+    /// Starts the merge of a unit of `elements` elements.
+    ///
+    /// # Errors
+    /// If the parameters make no sense for so many elements.
+    fn start(&self, elements: u64) -> Result<Box<dyn AnyStage>, MethodError>;
+}
+
+/// One pass over the elements of a unit.
+pub trait Stage: Send + Sync + 'static {
+    /// What a worker accumulates, scratch space included.
+    type State: Send + 'static;
+
+    /// The pass's name, as shown in plan and progress.
+    fn name(&self) -> &'static str;
+
+    /// Whether this pass is a map, which fills `out` in [`Stage::add`].
+    fn writes(&self) -> bool {
+        false
+    }
+
+    /// The neutral element.
+    fn empty(&self) -> Self::State;
+
+    /// Works on one block. `out` has the length of the block in a map and is empty in a fold.
+    fn add(&self, state: &mut Self::State, block: &Block<'_>, out: &mut [f32]);
+
+    /// Adds what another worker has gathered.
+    fn merge(&self, into: &mut Self::State, from: Self::State);
+
+    /// Ends the pass, with the merged state of all workers.
+    ///
+    /// # Errors
+    /// If the statistics show that the unit cannot be merged.
+    fn finish(self, state: Self::State) -> Result<Next, MethodError>;
+}
+
+/// What follows a finished pass.
+pub enum Next {
+    /// Another pass.
+    Stage(Box<dyn AnyStage>),
+    /// Nothing: the unit is merged.
+    Done(Outcome),
+}
+
+impl Next {
+    /// The next pass.
+    pub fn stage(stage: impl Stage) -> Self {
+        Next::Stage(Box::new(stage))
+    }
+}
+
+/// What is worth telling about a merged unit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Elements of the unit.
+    pub elements: u64,
+    /// One entry per expert, in recipe order.
+    pub experts: Vec<ExpertOutcome>,
+}
+
+/// What is worth telling about one expert in a merged unit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertOutcome {
+    /// Elements in which this expert has weight.
+    pub kept: u64,
+    /// The sum of its weights over all elements.
+    pub weight: f64,
+    /// Named statistics, such as `("threshold", 0.25)`.
+    pub figures: Vec<(&'static str, f32)>,
+    /// Degenerate cases met.
+    pub notes: Vec<Note>,
+}
+
+impl ExpertOutcome {
+    /// The statistic of that name.
+    pub fn figure(&self, name: &str) -> Option<f32> {
+        self.figures.iter().find(|(n, _)| *n == name).map(|&(_, value)| value)
+    }
+}
+
+/// A degenerate case that a method met in one expert, and what it did about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// All task-vector elements are zero.
+    IdenticalToBase,
+    /// The upper clamp bound was raised from the lower one to the maximum.
+    BoundsCoincide,
+    /// All magnitudes are equal, so their min-max form is zero.
+    MagnitudesEqual,
+    /// No score lies above the threshold.
+    NothingAboveThreshold,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Note::IdenticalToBase => "is identical to the base and has no weight",
+            Note::BoundsCoincide => {
+                "has so many equal magnitudes that both clamp bounds coincide; \
+                 the upper bound is its largest magnitude instead"
+            }
+            Note::MagnitudesEqual => "has one magnitude only; its competition term is constant",
+            Note::NothingAboveThreshold => "has no score above its threshold and no weight",
+        })
+    }
+}
+
+/// Why a method cannot merge a unit.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MethodError {
+    /// The rank of the threshold lies past the last element.
+    #[error(
+        "keep = {keep} is too small to keep any of {elements} elements; use a larger keep or a wider scope"
+    )]
+    KeepTooSmall {
+        /// Fraction kept.
+        keep: f64,
+        /// Elements of the unit.
+        elements: u64,
+    },
+    /// A score is infinite or NaN although all weights are finite.
+    #[error(
+        "the competition score of expert {expert} (counted from 1) overflows f32: its weights or \
+         their sum over the experts are beyond about 1e38"
+    )]
+    ScoreOverflow {
+        /// Expert, counted from 1.
+        expert: usize,
+    },
+}

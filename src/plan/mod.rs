@@ -1,1 +1,340 @@
-//! (room being furnished)
+//! Everything that is decided before the first data byte: which tensors meet, what happens to
+//! each, over what statistics are taken, where every output byte will be, and how memory is
+//! divided.
+//!
+//! A plan comes from headers only and is pure: the same inputs and recipe give the same plan.
+
+mod align;
+mod budget;
+mod problem;
+mod reading;
+mod select;
+mod summary;
+pub mod tied;
+mod tiles;
+mod units;
+
+use safetensors::Dtype;
+
+pub use align::{Inputs, Part};
+pub use budget::Budget;
+pub use problem::{Problem, Problems};
+pub use reading::{Grain, Mode};
+pub use select::Selection;
+pub use summary::{PassSummary, PlanSummary};
+pub use tiles::{Tile, tiles};
+pub use units::{Unit, layer};
+
+use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
+use crate::kernel::Float;
+use crate::method::Method;
+use crate::recipe::{OutputDtype, Recipe, Scope, Settings};
+use align::Alignment;
+
+/// What is done with a run of elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Merged by the method.
+    Merge,
+    /// Taken from the base, converted to the output type.
+    Convert,
+    /// Taken from the base byte by byte; with `check`, all sources must be equal to it.
+    Copy {
+        /// Whether the experts must agree.
+        check: bool,
+    },
+}
+
+/// Where a run of elements lies in one checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceRef {
+    /// 0 for the base, then the experts in recipe order.
+    pub checkpoint: u32,
+    /// Index among the files of all checkpoints.
+    pub file: u32,
+    /// Absolute offset of the first element, in bytes.
+    pub offset: u64,
+    /// How elements are stored (without meaning for [`Action::Copy`]).
+    pub float: Float,
+}
+
+/// A run of elements of one output tensor that is treated alike. Tiles are cut from it.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Index into [`Plan::tensors`].
+    pub tensor: u32,
+    /// First element in the tensor.
+    pub first: u64,
+    /// What is done.
+    pub action: Action,
+    /// Number of elements; bytes for [`Action::Copy`].
+    pub elements: u64,
+    /// The base, then the experts where they matter.
+    pub sources: Box<[SourceRef]>,
+    /// Output type, and its bytes per element (1 for [`Action::Copy`]).
+    pub out: Float,
+    /// Bytes per output element.
+    pub out_size: u32,
+    /// Output shard.
+    pub shard: u32,
+    /// Absolute offset in the output shard.
+    pub offset: u64,
+}
+
+impl Segment {
+    /// Bytes per element in source `i`.
+    pub fn source_size(&self, i: usize) -> u64 {
+        match self.action {
+            Action::Copy { .. } => 1,
+            Action::Merge | Action::Convert => self.sources[i].float.size() as u64,
+        }
+    }
+
+    /// Bytes that reading the whole segment once takes, over all sources.
+    pub fn input_bytes(&self) -> u64 {
+        (0..self.sources.len()).map(|i| self.source_size(i) * self.elements).sum()
+    }
+}
+
+/// Units that are read and merged in one go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// Segments without statistics.
+    Copies(Vec<u32>),
+    /// Units, each small enough to be merged inside one tile: all passes on one read.
+    Whole(Vec<u32>),
+    /// One unit, streamed once per pass.
+    Streamed(u32),
+}
+
+/// The plan of a merge.
+pub struct Plan {
+    /// Names by which checkpoints are called in messages: the base, then the experts.
+    pub labels: Vec<String>,
+    /// The output's tensors.
+    pub tensors: Vec<OutTensor>,
+    /// The output's shards.
+    pub layout: Layout,
+    /// All runs of elements, in output order.
+    pub segments: Vec<Segment>,
+    /// All units.
+    pub units: Vec<Unit>,
+    /// What is done, in this order.
+    pub runs: Vec<Run>,
+    /// Memory by purpose.
+    pub budget: Budget,
+    /// Decisions about tied weights.
+    pub ties: Vec<tied::Tie>,
+    /// (expert, tensor) pairs that count as unchanged because the expert lacks the tensor.
+    pub missing: Vec<(String, String)>,
+    /// (expert, tensor) pairs left out because the base lacks the tensor.
+    pub extra: Vec<(String, String)>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The checkpoints do not fit together.
+    #[error("{0}")]
+    Inconsistent(Problems),
+    /// A pattern is not a glob.
+    #[error("`{pattern}` is not a valid tensor-name pattern: {reason}")]
+    Pattern {
+        /// The pattern as given.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No tensor is left to merge.
+    #[error("nothing to merge: no floating-point tensor is selected by --include and --exclude")]
+    Nothing,
+    /// The limit is too small.
+    #[error(
+        "{} of memory ({source_of_limit}) are not enough: the smallest limit that works is \
+         --memory {}MiB; the largest share, {}, goes to {largest}",
+        crate::human::bytes(*limit), needed >> 20, crate::human::bytes(*largest_bytes)
+    )]
+    Memory {
+        /// The limit.
+        limit: u64,
+        /// Who set it.
+        source_of_limit: String,
+        /// The smallest limit that works.
+        needed: u64,
+        /// The largest purpose.
+        largest: &'static str,
+        /// Its bytes.
+        largest_bytes: u64,
+    },
+    /// The output cannot be laid out.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+/// The limit that memory is planned for.
+#[derive(Clone, Debug)]
+pub struct MemoryLimit {
+    /// Bytes.
+    pub bytes: u64,
+    /// Who set it, for people.
+    pub source: String,
+}
+
+impl Plan {
+    /// Plans the merge of `inputs`, whose tied weights are already settled by `ties`.
+    ///
+    /// # Errors
+    /// [`PlanError`] with everything that is wrong.
+    pub fn new(
+        recipe: &Recipe,
+        inputs: &Inputs,
+        ties: Vec<tied::Tie>,
+        method: &dyn Method,
+        settings: &Settings,
+        memory: MemoryLimit,
+        threads: usize,
+        mode: Mode,
+    ) -> Result<Self, PlanError> {
+        let selection = Selection::new(&recipe.include, &recipe.exclude)?;
+        let alignment = align::align(recipe, inputs, &selection)?;
+        let tensors = out_tensors(recipe, inputs, &alignment);
+        let layout = Layout::new(&tensors, recipe.shard_size)?;
+        let segments = segments(&alignment, &tensors, &layout);
+        let merged = segments.iter().enumerate().filter(|(_, s)| s.action == Action::Merge);
+        let named = merged.map(|(i, s)| (i as u32, &*tensors[s.tensor as usize].name, s.elements));
+        let units = units::units(recipe.scope, named);
+        if units.is_empty() {
+            return Err(PlanError::Nothing);
+        }
+        let demand = demand(recipe, inputs, &segments, &units, method, settings, threads, mode);
+        let budget = budget::budget(memory.bytes, memory.source, &demand)?;
+        let runs = runs(&segments, &units, budget.tile_elements);
+        let mut warnings = alignment.warnings;
+        warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
+        warnings.extend(layout.warnings.iter().cloned());
+        Ok(Self {
+            labels: inputs.labels.clone(),
+            tensors,
+            layout,
+            segments,
+            units,
+            runs,
+            budget,
+            ties,
+            missing: alignment.missing,
+            extra: alignment.extra,
+            warnings,
+        })
+    }
+
+    /// Segments of a unit.
+    pub fn unit_segments(&self, unit: u32) -> &[u32] {
+        &self.units[unit as usize].segments
+    }
+
+    /// Bytes that one read of the listed segments takes, over all inputs.
+    pub fn input_bytes(&self, segments: &[u32]) -> u64 {
+        segments.iter().map(|&s| self.segments[s as usize].input_bytes()).sum()
+    }
+}
+
+fn out_tensors(recipe: &Recipe, inputs: &Inputs, alignment: &Alignment) -> Vec<OutTensor> {
+    let wanted = match recipe.dtype {
+        OutputDtype::Keep => None,
+        OutputDtype::Bf16 => Some(Dtype::BF16),
+        OutputDtype::F16 => Some(Dtype::F16),
+        OutputDtype::F32 => Some(Dtype::F32),
+    };
+    let tensor = |aligned: &align::Aligned| {
+        let base = &inputs.base.tensors[aligned.base];
+        let copied = matches!(aligned.parts[..], [Part { action: Action::Copy { .. }, .. }]);
+        let dtype = match (&base.dtype, wanted) {
+            (DType::Known(_), Some(wanted)) if !copied => DType::Known(wanted),
+            (dtype, _) => dtype.clone(),
+        };
+        OutTensor { name: base.name.clone(), dtype, shape: base.shape.clone() }
+    };
+    alignment.tensors.iter().map(tensor).collect()
+}
+
+fn segments(alignment: &Alignment, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    for (shard, placed) in
+        layout.shards.iter().enumerate().flat_map(|(k, s)| s.tensors.iter().map(move |p| (k, p)))
+    {
+        let float = tensors[placed.index].dtype.known().and_then(Float::from_dtype);
+        let mut first = 0;
+        let mut offset = placed.offset;
+        for part in &alignment.tensors[placed.index].parts {
+            let (out, out_size) = match (part.action, float) {
+                (Action::Copy { .. }, _) | (_, None) => (Float::F8E4M3, 1),
+                (_, Some(float)) => (float, float.size() as u32),
+            };
+            if part.elements > 0 {
+                segments.push(Segment {
+                    tensor: placed.index as u32,
+                    first,
+                    action: part.action,
+                    elements: part.elements,
+                    sources: part.sources.clone().into(),
+                    out,
+                    out_size,
+                    shard: shard as u32,
+                    offset,
+                });
+            }
+            first += part.elements;
+            offset += part.elements * u64::from(out_size);
+        }
+    }
+    segments
+}
+
+fn demand(
+    recipe: &Recipe,
+    inputs: &Inputs,
+    segments: &[Segment],
+    units: &[Unit],
+    method: &dyn Method,
+    settings: &Settings,
+    threads: usize,
+    mode: Mode,
+) -> budget::Demand {
+    let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
+    let single = units.iter().filter(|u| u.segments.len() == 1);
+    let largest = units.iter().map(|u| u.elements).max().unwrap_or(0);
+    let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
+    budget::Demand {
+        mode,
+        inputs: inputs.labels.len() as u64,
+        input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
+        output_bytes: widest(|s| u64::from(s.out_size)),
+        state_bytes: method.state_bytes(largest),
+        catalog_bytes: tensors as u64 * 320,
+        whole: (recipe.scope != Scope::Model).then(|| single.map(|u| u.elements).max()).flatten(),
+        threads,
+        tile: settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32),
+    }
+}
+
+/// Copies first, since they can fail; then units in output order, small neighbours together.
+fn runs(segments: &[Segment], units: &[Unit], tile: u32) -> Vec<Run> {
+    let mut runs = Vec::new();
+    let copies: Vec<u32> = (0..segments.len() as u32)
+        .filter(|&i| segments[i as usize].action != Action::Merge)
+        .collect();
+    if !copies.is_empty() {
+        runs.push(Run::Copies(copies));
+    }
+    for (i, unit) in units.iter().enumerate() {
+        let whole = unit.segments.len() == 1 && unit.elements <= u64::from(tile);
+        match (whole, runs.last_mut()) {
+            (true, Some(Run::Whole(run))) => run.push(i as u32),
+            (true, _) => runs.push(Run::Whole(vec![i as u32])),
+            (false, _) => runs.push(Run::Streamed(i as u32)),
+        }
+    }
+    runs
+}

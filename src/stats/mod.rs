@@ -6,5 +6,5 @@
 mod select;
 mod sum;
 
-pub use select::{Counts, Selector, SMALL};
+pub use select::{Counts, SMALL, Selector};
 pub use sum::FixedSum;

@@ -113,9 +113,10 @@ impl Selector {
         }
     }
 
-    /// Bytes that the counts of the largest pass of a selection of `ranks` ranks take.
-    pub fn state_bytes(ranks: usize) -> u64 {
-        (BINS * 8 * ranks.max(1)) as u64
+    /// Bytes that the counts of the largest pass take, for `ranks` ranks among `total` keys.
+    pub fn state_bytes(total: u64, ranks: u64) -> u64 {
+        // A growing vector may hold twice what it needs.
+        if total <= SMALL { total * 8 } else { BINS as u64 * 8 * ranks.max(1) }
     }
 }
 

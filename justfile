@@ -1,0 +1,34 @@
+# Everyday commands; `just` lists them.
+default:
+    @just --list
+
+# What must pass before a commit.
+dev: format lint test docs
+
+format:
+    cargo fmt
+
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+test:
+    cargo test
+
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# Kernels and selection.
+bench:
+    cargo bench
+
+# The main job against the disk's floor, on a family of 1.1 B parameters (needs root to drop caches).
+bench-e2e:
+    benches/e2e/run.sh
+
+# Python safetensors and transformers open the output.
+interop:
+    tests/interop/run.sh
+
+# Makes all fixtures anew.
+fixtures:
+    python3 fixtures/make_all.py

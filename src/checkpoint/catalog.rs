@@ -1,0 +1,449 @@
+//! What the headers of one checkpoint say.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::DType;
+use super::header::{Header, HeaderError, MAX_HEADER};
+use super::index::{self, Index, IndexError};
+
+const SINGLE: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// How strictly a checkpoint is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Harmless deviations are warnings.
+    pub lenient: bool,
+    /// Tensors of unknown types are listed rather than refused.
+    pub unknown_types: bool,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name.
+    pub name: Box<str>,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape, outermost dimension first.
+    pub shape: Box<[u64]>,
+    /// Index into [`Catalog::files`].
+    pub file: u32,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        // Cannot overflow: the header's rules say so.
+        self.shape.iter().product()
+    }
+}
+
+/// One file of a checkpoint, as it was when it was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardFile {
+    /// Path.
+    pub path: PathBuf,
+    /// File name, for people.
+    pub name: String,
+    /// Size in bytes.
+    pub len: u64,
+    /// Time of the last change, in nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Inode.
+    pub inode: u64,
+    /// Bytes before the tensor data.
+    pub header_len: u64,
+    /// SHA-256 of these bytes, in hexadecimal.
+    pub header_sha256: String,
+}
+
+/// One checkpoint: its tensors and where they lie.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    /// Its directory.
+    pub root: PathBuf,
+    /// Its shards, sorted by name.
+    pub files: Vec<ShardFile>,
+    /// Its tensors, sorted by name.
+    pub tensors: Vec<TensorInfo>,
+    /// Its `config.json`, if there is one.
+    pub config: Option<serde_json::Value>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a path is not a good checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// Path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is a pipe, a device, ..
+    #[error("{path} is neither a directory nor a regular file")]
+    NotRegular {
+        /// Path.
+        path: PathBuf,
+    },
+    /// There is nothing to load in it.
+    #[error("{path} is not a checkpoint: {reason}")]
+    NotACheckpoint {
+        /// Path.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A shard is malformed.
+    #[error("{path} {error}")]
+    Header {
+        /// Path.
+        path: PathBuf,
+        /// The rule.
+        error: HeaderError,
+    },
+    /// The index is malformed.
+    #[error("{path} {error}")]
+    Index {
+        /// Path.
+        path: PathBuf,
+        /// The rule.
+        error: IndexError,
+    },
+    /// Index and shards disagree, or a name occurs twice.
+    #[error("{path}: {reason}")]
+    Inconsistent {
+        /// Path.
+        path: PathBuf,
+        /// How.
+        reason: String,
+    },
+}
+
+impl Catalog {
+    /// Opens a Hugging Face directory or a single file. Reads headers only.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] naming file and place.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, CheckpointError> {
+        let meta = std::fs::metadata(path).map_err(|e| io_error(path, e))?;
+        let mut warnings = Vec::new();
+        let (root, names, index) = if meta.is_dir() {
+            let (names, index) = shards_of(path, &mut warnings)?;
+            (path.to_owned(), names, index)
+        } else if meta.is_file() {
+            refuse_pickle(path)?;
+            let root = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (root.unwrap_or(Path::new(".")).to_owned(), vec![name], None)
+        } else {
+            return Err(CheckpointError::NotRegular { path: path.to_owned() });
+        };
+        let mut catalog =
+            Self { config: config(&root)?, root, files: Vec::new(), tensors: Vec::new(), warnings };
+        for name in names {
+            catalog.add_shard(&name, options)?;
+        }
+        catalog.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        catalog.check_names()?;
+        if let Some(index) = index {
+            catalog.check_index(&index)?;
+        }
+        catalog.check_types(options)?;
+        Ok(catalog)
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        let at = self.tensors.binary_search_by(|tensor| (*tensor.name).cmp(name)).ok()?;
+        Some(&self.tensors[at])
+    }
+
+    fn add_shard(&mut self, name: &str, options: &OpenOptions) -> Result<(), CheckpointError> {
+        let path = self.root.join(name);
+        let (file, meta) = open_regular(&path)?;
+        let (header, bytes) =
+            read_header(&file, &meta, options.lenient).map_err(|e| e.at(&path))?;
+        let header_len = bytes.len() as u64;
+        let number = self.files.len() as u32;
+        self.warnings
+            .extend(header.warnings.iter().map(|text| format!("{}: {text}", path.display())));
+        self.tensors.extend(header.entries.into_iter().map(|entry| TensorInfo {
+            name: entry.name,
+            dtype: entry.dtype,
+            shape: entry.shape,
+            file: number,
+            offset: header_len + entry.start,
+            len: entry.end - entry.start,
+        }));
+        self.files.push(ShardFile {
+            path,
+            name: name.to_owned(),
+            len: meta.len(),
+            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            inode: meta.ino(),
+            header_len,
+            header_sha256: hex(&Sha256::digest(&bytes)),
+        });
+        Ok(())
+    }
+
+    fn inconsistent(&self, reason: String) -> CheckpointError {
+        CheckpointError::Inconsistent { path: self.root.clone(), reason }
+    }
+
+    fn file_name(&self, tensor: &TensorInfo) -> &str {
+        &self.files[tensor.file as usize].name
+    }
+
+    /// No name twice, not even up to case: some file systems and loaders fold it.
+    fn check_names(&self) -> Result<(), CheckpointError> {
+        if let Some(pair) = self.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(self.inconsistent(format!(
+                "tensor {:?} is in {} and in {}",
+                pair[0].name,
+                self.file_name(&pair[0]),
+                self.file_name(&pair[1]),
+            )));
+        }
+        let mut folded: Vec<(String, &str)> =
+            self.tensors.iter().map(|t| (t.name.to_lowercase(), &*t.name)).collect();
+        folded.sort_unstable();
+        match folded.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some(pair) => Err(self.inconsistent(format!(
+                "tensors {:?} and {:?} differ only in case",
+                pair[0].1, pair[1].1
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Index and shards must name the same tensors in the same places.
+    fn check_index(&mut self, index: &Index) -> Result<(), CheckpointError> {
+        for tensor in &self.tensors {
+            let held = self.file_name(tensor);
+            match index.get(&tensor.name) {
+                Some(named) if named == held => {}
+                Some(named) => {
+                    return Err(self.inconsistent(format!(
+                        "tensor {:?} is in {held}, but the index says {named}",
+                        tensor.name
+                    )));
+                }
+                None => {
+                    return Err(self.inconsistent(format!(
+                        "tensor {:?} is in {held}, but the index does not know it",
+                        tensor.name
+                    )));
+                }
+            }
+        }
+        if let Some((name, shard)) =
+            index.shard_of.iter().find(|(name, _)| self.get(name).is_none())
+        {
+            return Err(self.inconsistent(format!(
+                "the index says that {shard} holds tensor {name:?}, but it does not"
+            )));
+        }
+        let total: u64 = self.tensors.iter().map(|t| t.len).sum();
+        if let Some(claimed) = index.total_size.filter(|&claimed| claimed != total) {
+            self.warnings.push(format!(
+                "{}: the index claims {claimed} bytes in all, the shards hold {total}",
+                self.root.display()
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_types(&self, options: &OpenOptions) -> Result<(), CheckpointError> {
+        let unknown = self.tensors.iter().find(|t| t.dtype.known().is_none());
+        match unknown.filter(|_| !options.unknown_types) {
+            Some(tensor) => Err(CheckpointError::Inconsistent {
+                path: self.files[tensor.file as usize].path.clone(),
+                reason: format!("tensor {:?} has the unknown type {}", tensor.name, tensor.dtype),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The shards of a directory, by its index or because there is only one.
+fn shards_of(
+    dir: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<String>, Option<Index>), CheckpointError> {
+    let mut found = Vec::new();
+    let mut pickles = false;
+    for entry in std::fs::read_dir(dir).map_err(|e| io_error(dir, e))? {
+        let name = entry.map_err(|e| io_error(dir, e))?.file_name().to_string_lossy().into_owned();
+        pickles |= is_pickle(&name);
+        if name.ends_with(".safetensors") {
+            found.push(name);
+        }
+    }
+    found.sort();
+    let not = |reason: &str| CheckpointError::NotACheckpoint {
+        path: dir.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let path = dir.join(index::FILE);
+    if path.symlink_metadata().is_ok() {
+        if found.iter().any(|name| name == SINGLE) {
+            return Err(not(
+                "it has both model.safetensors and an index; remove the one that is stale",
+            ));
+        }
+        let index = read_index(&path)?;
+        let shards: Vec<String> = index.shards().into_iter().map(str::to_owned).collect();
+        let extra: Vec<&str> =
+            found.iter().filter(|name| !shards.contains(name)).map(String::as_str).collect();
+        if !extra.is_empty() {
+            warnings.push(format!(
+                "{}: not in the index and ignored: {}",
+                dir.display(),
+                extra.join(", ")
+            ));
+        }
+        return Ok((shards, Some(index)));
+    }
+    if found.iter().any(|name| name == SINGLE) {
+        let extra: Vec<&str> = found.iter().filter(|n| *n != SINGLE).map(String::as_str).collect();
+        if !extra.is_empty() {
+            warnings.push(format!(
+                "{}: ignored beside {SINGLE}: {}",
+                dir.display(),
+                extra.join(", ")
+            ));
+        }
+        return Ok((vec![SINGLE.to_owned()], None));
+    }
+    match found.len() {
+        1 => Ok((found, None)),
+        0 if pickles => Err(not(
+            "its weights are pickle files, which can run code when loaded; convert them to safetensors",
+        )),
+        0 => Err(not("it has no safetensors file")),
+        _ => Err(not("it has several safetensors files and no model.safetensors.index.json")),
+    }
+}
+
+fn read_index(path: &Path) -> Result<Index, CheckpointError> {
+    let wrap = |error| CheckpointError::Index { path: path.to_owned(), error };
+    let (file, meta) = open_regular(path)?;
+    if meta.len() > index::MAX_BYTES {
+        return Err(wrap(IndexError::TooLarge(meta.len())));
+    }
+    let mut json = vec![0; meta.len() as usize];
+    file.read_exact_at(&mut json, 0).map_err(|e| io_error(path, e))?;
+    Index::parse(&json).map_err(wrap)
+}
+
+enum ReadError {
+    Io(io::Error),
+    Header(HeaderError),
+}
+
+impl ReadError {
+    fn at(self, path: &Path) -> CheckpointError {
+        match self {
+            ReadError::Io(source) => io_error(path, source),
+            ReadError::Header(error) => CheckpointError::Header { path: path.to_owned(), error },
+        }
+    }
+}
+
+/// Reads length and header, after checking that they fit; returns the bytes read, too.
+fn read_header(
+    file: &File,
+    meta: &Metadata,
+    lenient: bool,
+) -> Result<(Header, Vec<u8>), ReadError> {
+    let available =
+        meta.len().checked_sub(8).ok_or(ReadError::Header(HeaderError::TooShort(meta.len())))?;
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 0).map_err(ReadError::Io)?;
+    let claimed = u64::from_le_bytes(length);
+    if claimed > available {
+        return Err(ReadError::Header(HeaderError::Truncated { claimed, available }));
+    }
+    if claimed > MAX_HEADER {
+        return Err(ReadError::Header(HeaderError::TooLarge(claimed)));
+    }
+    let mut bytes = vec![0; 8 + claimed as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(ReadError::Io)?;
+    let header =
+        Header::parse(&bytes[8..], available - claimed, lenient).map_err(ReadError::Header)?;
+    Ok((header, bytes))
+}
+
+/// Opens a regular file, links followed, without waiting for a pipe's other end.
+fn open_regular(path: &Path) -> Result<(File, Metadata), CheckpointError> {
+    let file = (File::options().read(true).custom_flags(libc::O_NONBLOCK))
+        .open(path)
+        .map_err(|e| io_error(path, e))?;
+    let meta = file.metadata().map_err(|e| io_error(path, e))?;
+    if !meta.is_file() {
+        return Err(CheckpointError::NotRegular { path: path.to_owned() });
+    }
+    Ok((file, meta))
+}
+
+fn config(root: &Path) -> Result<Option<serde_json::Value>, CheckpointError> {
+    let path = root.join(CONFIG);
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let (file, meta) = open_regular(&path)?;
+    let bad = |reason: String| CheckpointError::Inconsistent { path: path.clone(), reason };
+    if meta.len() > MAX_CONFIG {
+        return Err(bad(format!("has {} bytes, too many for a config", meta.len())));
+    }
+    let mut text = vec![0; meta.len() as usize];
+    file.read_exact_at(&mut text, 0).map_err(|e| io_error(&path, e))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| bad(format!("is not JSON: {e}")))?;
+    if value.is_object() { Ok(Some(value)) } else { Err(bad("is not a JSON object".to_owned())) }
+}
+
+fn refuse_pickle(path: &Path) -> Result<(), CheckpointError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if is_pickle(&name) {
+        return Err(CheckpointError::NotACheckpoint {
+            path: path.to_owned(),
+            reason:
+                "it is a pickle file, which can run code when loaded; convert it to safetensors"
+                    .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn is_pickle(name: &str) -> bool {
+    [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end))
+}
+
+fn io_error(path: &Path, source: io::Error) -> CheckpointError {
+    CheckpointError::Io { path: path.to_owned(), source }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}

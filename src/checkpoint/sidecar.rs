@@ -1,0 +1,100 @@
+//! The files beside the weights.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// Files that loaders look for, and that a merge takes from the base.
+const SIDE_FILES: [&str; 20] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "normalizer.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "image_processor_config.json",
+];
+/// No tokenizer is larger.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Names of the side files in a checkpoint's directory, sorted; its Python files only with `code`.
+pub fn side_files(root: &Path, code: bool) -> Vec<String> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            let wanted = SIDE_FILES.contains(&name.as_str()) || (code && name.ends_with(".py"));
+            // Links are followed, as the hub's cache is made of them.
+            let meta = wanted.then(|| std::fs::metadata(root.join(name)).ok()).flatten();
+            meta.is_some_and(|m| m.is_file() && m.len() <= MAX_BYTES)
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// A config with the element type `dtype` (e.g. `bfloat16`) in every place that names one, and
+/// `tie_word_embeddings` set if asked. Keys keep their order.
+pub fn config_json(config: &Value, dtype: Option<&str>, tied: Option<bool>) -> String {
+    let mut config = config.clone();
+    if let Some(dtype) = dtype {
+        let named = set_everywhere(&mut config, &["torch_dtype", "dtype"], &Value::from(dtype));
+        if let (false, Value::Object(map)) = (named, &mut config) {
+            let _new = map.insert("torch_dtype".to_owned(), Value::from(dtype));
+        }
+    }
+    if let Some(tied) = tied {
+        let _named = set_everywhere(&mut config, &["tie_word_embeddings"], &Value::from(tied));
+    }
+    format!("{config:#}\n")
+}
+
+/// Sets keys where they are, at the top and in the configs of sub-models; tells if any was at the top.
+fn set_everywhere(config: &mut Value, keys: &[&str], value: &Value) -> bool {
+    let Value::Object(map) = config else { return false };
+    let mut found = false;
+    for (key, old) in map.iter_mut() {
+        if keys.contains(&key.as_str()) {
+            *old = value.clone();
+            found = true;
+        } else if key.ends_with("_config") && key != "quantization_config" {
+            let _nested = set_everywhere(old, keys, value);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_is_set_where_it_was_and_keys_keep_their_order() {
+        let config =
+            r#"{"z": 1, "dtype": "float32", "a": 2, "text_config": {"torch_dtype": "float32"}}"#;
+        let config: Value = serde_json::from_str(config).unwrap();
+        let text = config_json(&config, Some("bfloat16"), None);
+        let at = |key: &str| text.find(key).unwrap();
+        assert!(
+            at("\"z\"") < at("\"dtype\": \"bfloat16\"") && at("\"dtype\"") < at("\"a\""),
+            "{text}"
+        );
+        assert!(text.contains("\"torch_dtype\": \"bfloat16\"") && text.ends_with("}\n"), "{text}");
+        assert!(config_json(&serde_json::json!({}), Some("float16"), None).contains("torch_dtype"));
+        let tied = serde_json::json!({"tie_word_embeddings": true});
+        assert!(config_json(&tied, None, Some(false)).contains("false"));
+    }
+}

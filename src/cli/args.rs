@@ -1,0 +1,224 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
+
+use crate::method::pcb::Variant;
+use crate::recipe::{IoRequest, Missing, NonFinite, OutputDtype, Scope, Vocab, Words};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done                        6 no space, quota or size limit
+  1 other                       7 I/O error
+  2 usage, recipe or config     9 needs more memory than the limit
+  3 bad or inconsistent input  11 another process works on this output
+  4 an input changed          130 interrupted
+  5 output exists             143 terminated
+An unknown code is a failure.";
+
+/// Merge fine-tuned experts of one base model into one checkpoint.
+///
+/// Whole-model PCB-Merging, exact, streamed from sharded safetensors to sharded safetensors in the
+/// memory you name.
+#[derive(Debug, Parser)]
+#[command(name = "reflow", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    #[command(flatten)]
+    pub(super) log: Log,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Merge a base and its experts into a new directory
+    Merge(Box<Merge>),
+    /// Show what a merge would do, without reading tensor data
+    Plan(Box<Plan>),
+    /// Show what a checkpoint holds
+    Inspect(Inspect),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Merge {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    /// Create this directory; it must not exist
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) out: PathBuf,
+    /// Print the report as JSON to standard output
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    /// Check also that this directory can be created and has room
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) out: Option<PathBuf>,
+    /// Print the plan as JSON
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Inspect {
+    /// Checkpoint: a directory, or a .safetensors file
+    #[arg(value_name = "PATH")]
+    pub(super) path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// List every tensor by itself
+    #[arg(long)]
+    pub(super) tensors: bool,
+    /// Turn harmless deviations from the format into warnings
+    #[arg(long)]
+    pub(super) lenient: bool,
+}
+
+/// What decides the bytes of the output.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Recipe")]
+pub(super) struct RecipeArgs {
+    /// Take the recipe from this YAML file, in mergekit's schema, instead of flags
+    #[arg(value_name = "RECIPE.yml", conflicts_with = "from_flags")]
+    pub(super) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) flags: RecipeFlags,
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(id = "from_flags", multiple = true)]
+pub(super) struct RecipeFlags {
+    /// Base checkpoint
+    #[arg(long, value_name = "DIR", required_unless_present = "file")]
+    pub(super) base: Option<PathBuf>,
+    /// Expert checkpoint, with its own lambda if given; repeat, order matters
+    #[arg(long = "expert", value_name = "DIR[=LAMBDA]", required_unless_present = "file")]
+    pub(super) experts: Vec<String>,
+    /// Merge method [default: pcb] [possible values: pcb]
+    #[arg(long)]
+    pub(super) method: Option<String>,
+    /// PCB definition [default: a]
+    #[arg(long, value_parser = word::<Variant>())]
+    pub(super) variant: Option<Variant>,
+    /// Fraction of elements kept of each expert [default: 0.1]
+    #[arg(long, value_name = "FRACTION")]
+    pub(super) keep: Option<f64>,
+    /// Lambda of experts that name none [default: 1.0]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(super) lambda: Option<f64>,
+    /// Take statistics over the whole model, each layer or each tensor [default: model]
+    #[arg(long, value_parser = word::<Scope>())]
+    pub(super) scope: Option<Scope>,
+    /// Merge only tensors that match; repeat
+    #[arg(long, value_name = "GLOB")]
+    pub(super) include: Vec<String>,
+    /// Take tensors that match from the base; repeat
+    #[arg(long, value_name = "GLOB")]
+    pub(super) exclude: Vec<String>,
+    /// Element type of the output [default: keep]
+    #[arg(long, value_parser = word::<OutputDtype>())]
+    pub(super) dtype: Option<OutputDtype>,
+    /// Data per output shard, at most [default: 5GB]
+    #[arg(long, value_name = "SIZE", value_parser = size())]
+    pub(super) shard_size: Option<u64>,
+    /// Tensors that an expert lacks: an error, or unchanged [default: error]
+    #[arg(long, value_parser = word::<Missing>())]
+    pub(super) missing: Option<Missing>,
+    /// Vocabularies of different size: an error, or merge the rows all have [default: error]
+    #[arg(long, value_parser = word::<Vocab>())]
+    pub(super) vocab: Option<Vocab>,
+    /// NaN and infinity in an input: an error, or the base's value [default: error]
+    #[arg(long, value_parser = word::<NonFinite>())]
+    pub(super) nonfinite: Option<NonFinite>,
+    /// Turn harmless deviations from the format into warnings
+    #[arg(long)]
+    pub(super) lenient: bool,
+    /// Count tied tensors as often as they are stored
+    #[arg(long)]
+    pub(super) count_aliases: bool,
+    /// Copy the base's Python files, too
+    #[arg(long)]
+    pub(super) copy_code: bool,
+}
+
+/// How it is run; changes no byte of the output.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Run")]
+pub(super) struct RunArgs {
+    /// Memory to use at most, page cache included [default: half of what there is]
+    #[arg(long, value_name = "SIZE", value_parser = size())]
+    pub(super) memory: Option<u64>,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(super) threads: Option<u16>,
+    /// How inputs are read
+    #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
+    pub(super) io: IoRequest,
+    /// Elements per tile (for tests)
+    #[arg(long, hide = true, value_parser = value_parser!(u32).range(1..=1 << 30))]
+    pub(super) tile: Option<u32>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Messages")]
+pub(super) struct Log {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+    /// Form of messages on standard error
+    #[arg(long = "log-format", global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub(super) format: LogFormat,
+    /// Show a progress bar
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    pub(super) progress: When,
+    /// Use colour
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    pub(super) color: When,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum When {
+    /// If standard error is a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// A parser for one of the words of an enum.
+fn word<T: Words + Send + Sync>() -> impl clap::builder::TypedValueParser<Value = T> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+    PossibleValuesParser::new(T::WORDS.iter().map(|(word, _)| *word))
+        .map(|text| T::parse(&text).unwrap_or(T::WORDS[0].1))
+}
+
+/// A parser for sizes: 512MiB, 5GB (decimal), plain bytes.
+fn size() -> fn(&str) -> Result<u64, String> {
+    |text: &str| -> Result<u64, String> {
+        let parsed = text.parse::<ByteSize>().map(|size| size.as_u64());
+        parsed.map_err(|_| "not a size; write for example 512MiB, 5GB or 1000000".to_owned())
+    }
+}

@@ -1,0 +1,85 @@
+//! One function per command.
+
+use serde_json::json;
+
+use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan};
+use super::progress::{self, Display};
+use super::{Outcome, convert, inspect, output, plan, report, signals};
+use crate::checkpoint::{Catalog, OpenOptions};
+use crate::error::Error;
+use crate::job::{Job, Ties};
+use crate::progress::Event;
+
+/// Runs the command.
+pub(super) fn run(args: &Args) -> Outcome {
+    let display = progress::display(&args.log);
+    match &args.command {
+        Command::Merge(merge) => run_merge(merge, args, &*display),
+        Command::Plan(plan) => run_plan(plan, &*display),
+        Command::Inspect(inspect) => run_inspect(inspect, &*display),
+    }
+}
+
+fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
+    let cancel = signals::install();
+    let recipe = convert::recipe(&args.recipe)?;
+    let keep = recipe.method.keep();
+    let job = Job::plan(recipe, convert::settings(&args.run), Ties::Compare, display)?;
+    let summary = job.summary();
+    warn(display, summary.warnings.iter().map(String::as_str));
+    warn(display, summary.ties.iter().map(String::as_str));
+    detail(display, &plan::render(&summary, &job.io_text()));
+    let report = job.merge(&args.out, display, cancel);
+    display.finish();
+    let report = report?;
+    let labels = &summary.inputs;
+    warn(display, report::warnings(&report, labels).iter().map(String::as_str));
+    if !all.log.quiet && all.log.format == LogFormat::Text {
+        output::message(report::render(&report, labels, keep).trim_end());
+    }
+    if all.log.format == LogFormat::Json {
+        let mut line = report::json(&report, labels);
+        line["message_type"] = json!("summary");
+        output::message(&line.to_string());
+    }
+    if args.json {
+        output::data(&format!("{:#}\n", report::json(&report, labels)))
+    } else {
+        output::data(&format!("{}\n", args.out.display()))
+    }
+}
+
+fn run_plan(args: &Plan, display: &dyn Display) -> Outcome {
+    let recipe = convert::recipe(&args.recipe)?;
+    let job = Job::plan(recipe, convert::settings(&args.run), Ties::Assume, display)?;
+    let summary = job.summary();
+    let space = args.out.as_ref().map(|out| job.preflight(out)).transpose()?;
+    if args.json {
+        let json = json!({ "plan": summary, "io": job.io_text(), "space": space });
+        return output::data(&format!("{json:#}\n"));
+    }
+    warn(display, summary.warnings.iter().map(String::as_str));
+    let mut text = plan::render(&summary, &job.io_text());
+    if let Some(space) = space {
+        text.push_str(&plan::render_space(&space));
+    }
+    output::data(&text)
+}
+
+fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {
+    let options = OpenOptions { lenient: args.lenient, unknown_types: true };
+    let catalog = Catalog::open(&args.path, &options).map_err(Error::from)?;
+    warn(display, catalog.warnings.iter().map(String::as_str));
+    if args.json {
+        return output::data(&format!("{:#}\n", inspect::json(&catalog)));
+    }
+    output::data(&inspect::render(&catalog, args.tensors))
+}
+
+fn warn<'a>(display: &dyn Display, texts: impl Iterator<Item = &'a str>) {
+    texts.for_each(|text| display.event(&Event::Warning { text }));
+}
+
+fn detail(display: &dyn Display, text: &str) {
+    text.lines().for_each(|text| display.event(&Event::Notice { text }));
+}

@@ -1,0 +1,121 @@
+//! What a checkpoint holds, as text and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::output::printable;
+use crate::checkpoint::{Catalog, TensorInfo};
+use crate::human::{bytes, count};
+
+/// Renders a catalog for a terminal; `all` lists every tensor by itself.
+pub(super) fn render(catalog: &Catalog, all: bool) -> String {
+    let mut text = String::new();
+    let total: u64 = catalog.tensors.iter().map(|t| t.len).sum();
+    let _infallible = writeln!(
+        text,
+        "{}: {} tensors, {} parameters, {}",
+        catalog.root.display(),
+        catalog.tensors.len(),
+        count(parameters(catalog)),
+        bytes(total)
+    );
+    for (dtype, (tensors, size)) in by_type(catalog) {
+        let _infallible = writeln!(text, "  {dtype}: {tensors} tensors, {}", bytes(size));
+    }
+    for (k, file) in catalog.files.iter().enumerate() {
+        let tensors = catalog.tensors.iter().filter(|t| t.file as usize == k).count();
+        let _infallible = writeln!(text, "  {}: {tensors} tensors, {}", file.name, bytes(file.len));
+    }
+    text.push('\n');
+    let rows = if all { each(catalog) } else { grouped(catalog) };
+    let width = rows.iter().map(|row| row.0.chars().count()).max().unwrap_or(0);
+    for (name, form, times) in rows {
+        let times = if times > 1 { format!("  x {times}") } else { String::new() };
+        let _infallible = writeln!(text, "{name:width$}  {form}{times}");
+    }
+    printable(&text)
+}
+
+/// A catalog as JSON.
+pub(super) fn json(catalog: &Catalog) -> Value {
+    let files = catalog.files.iter().map(|file| {
+        json!({ "name": file.name, "bytes": file.len, "header_bytes": file.header_len,
+                "header_sha256": file.header_sha256 })
+    });
+    let tensors = catalog.tensors.iter().map(|tensor| {
+        json!({ "name": tensor.name, "dtype": tensor.dtype.to_string(), "shape": tensor.shape,
+                "file": catalog.files[tensor.file as usize].name, "offset": tensor.offset,
+                "bytes": tensor.len })
+    });
+    let types: BTreeMap<String, Value> = by_type(catalog)
+        .into_iter()
+        .map(|(dtype, (tensors, size))| (dtype, json!({ "tensors": tensors, "bytes": size })))
+        .collect();
+    json!({
+        "path": catalog.root.display().to_string(),
+        "parameters": parameters(catalog),
+        "bytes": catalog.tensors.iter().map(|t| t.len).sum::<u64>(),
+        "dtypes": types,
+        "files": files.collect::<Vec<_>>(),
+        "tensors": tensors.collect::<Vec<_>>(),
+        "warnings": catalog.warnings,
+    })
+}
+
+fn parameters(catalog: &Catalog) -> u64 {
+    catalog.tensors.iter().map(TensorInfo::elements).sum()
+}
+
+fn by_type(catalog: &Catalog) -> BTreeMap<String, (usize, u64)> {
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for tensor in &catalog.tensors {
+        let entry = types.entry(tensor.dtype.to_string()).or_default();
+        entry.0 += 1;
+        entry.1 += tensor.len;
+    }
+    types
+}
+
+fn form(tensor: &TensorInfo) -> String {
+    format!("{} {:?}", tensor.dtype, tensor.shape)
+}
+
+fn each(catalog: &Catalog) -> Vec<(String, String, usize)> {
+    catalog.tensors.iter().map(|t| (t.name.to_string(), form(t), 1)).collect()
+}
+
+/// Tensors that differ in numbers inside their names only, as one row: `layers.{0..21}.up_proj`.
+fn grouped(catalog: &Catalog) -> Vec<(String, String, usize)> {
+    let mut groups: BTreeMap<(String, String), Vec<Vec<u64>>> = BTreeMap::new();
+    for tensor in &catalog.tensors {
+        let mut numbers = Vec::new();
+        let pattern: Vec<String> = (tensor.name.split('.'))
+            .map(|part| match part.parse::<u64>() {
+                Ok(number) => {
+                    numbers.push(number);
+                    "{}".to_owned()
+                }
+                Err(_) => part.to_owned(),
+            })
+            .collect();
+        groups.entry((pattern.join("."), form(tensor))).or_default().push(numbers);
+    }
+    let rows = groups.into_iter().map(|((pattern, form), members)| {
+        let mut name = String::new();
+        for (slot, part) in pattern.split("{}").enumerate() {
+            if slot > 0 {
+                let values = || members.iter().map(|numbers| numbers[slot - 1]);
+                let (least, most) = (values().min().unwrap_or(0), values().max().unwrap_or(0));
+                let _infallible = match least == most {
+                    true => write!(name, "{least}"),
+                    false => write!(name, "{{{least}..{most}}}"),
+                };
+            }
+            name.push_str(part);
+        }
+        (name, form, members.len())
+    });
+    rows.collect()
+}

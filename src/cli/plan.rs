@@ -1,0 +1,105 @@
+//! The plan as text.
+
+use std::fmt::Write as _;
+
+use crate::human::{bytes, count};
+use crate::job::Space;
+use crate::plan::PlanSummary;
+
+/// How many names of a list are shown before "and N more".
+const SHOWN: usize = 8;
+
+/// Renders a plan for a terminal. `io` says how inputs are read and why.
+pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let _infallible = writeln!(text, "{label:>12}  {value}");
+    };
+    line("method", plan.method.clone());
+    line("base", plan.inputs[0].clone());
+    line("experts", plan.inputs[1..].join(", "));
+    line(
+        "merge",
+        format!(
+            "{} tensors, {} parameters, statistics over {}",
+            plan.merged_tensors,
+            count(plan.merged_parameters),
+            units(plan.units),
+        ),
+    );
+    if !plan.copied_tensors.is_empty() {
+        line("copy", names(plan.copied_tensors.len(), plan.copied_tensors.iter().cloned()));
+    }
+    for tie in &plan.ties {
+        line("tied", tie.clone());
+    }
+    for (label, pairs) in [("missing", &plan.missing), ("left out", &plan.extra)] {
+        if !pairs.is_empty() {
+            let pairs_text = pairs.iter().map(|(expert, tensor)| format!("{tensor} ({expert})"));
+            line(label, names(pairs.len(), pairs_text));
+        }
+    }
+    for pass in &plan.passes {
+        let times = if pass.count > 1 { format!("{} x ", pass.count) } else { String::new() };
+        let written = match pass.written {
+            0 => String::new(),
+            written => format!(", writes {}", bytes(written)),
+        };
+        line("pass", format!("{times}{}: reads {}{written}", pass.name, bytes(pass.read)));
+    }
+    line("read", format!("{} in all, by {io}", bytes(plan.read)));
+    line(
+        "output",
+        format!(
+            "{} parameters in {}",
+            count(plan.parameters),
+            shards(plan.shards.len(), plan.shards.iter().map(|s| s.bytes).sum()),
+        ),
+    );
+    let memory = &plan.memory;
+    line(
+        "memory",
+        format!("{} of {} ({})", bytes(memory.total()), bytes(memory.limit), memory.source),
+    );
+    line(
+        "",
+        format!(
+            "{} for {} tiles of {} elements, {} for statistics of {}, {} for writing, {} for \
+             program and headers",
+            bytes(memory.input_bytes + memory.output_bytes),
+            memory.tiles,
+            count(memory.tile_elements.into()),
+            bytes(memory.fold_bytes),
+            workers(memory.workers),
+            bytes(memory.write_bytes),
+            bytes(memory.fixed_bytes),
+        ),
+    );
+    text
+}
+
+/// The line about disk space.
+pub(super) fn render_space(space: &Space) -> String {
+    format!("{:>12}  {} needed, {} free\n", "disk", bytes(space.needed), bytes(space.free))
+}
+
+fn units(count: usize) -> String {
+    if count == 1 { "the whole model".to_owned() } else { format!("{count} units") }
+}
+
+fn workers(count: usize) -> String {
+    if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") }
+}
+
+fn shards(count: usize, total: u64) -> String {
+    let files = if count == 1 { "1 file".to_owned() } else { format!("{count} shards") };
+    format!("{files}, {}", bytes(total))
+}
+
+fn names(total: usize, names: impl Iterator<Item = String>) -> String {
+    let mut shown = names.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if total > SHOWN {
+        let _infallible = write!(shown, " and {} more", total - SHOWN);
+    }
+    shown
+}

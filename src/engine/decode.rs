@@ -1,0 +1,172 @@
+//! Stored bytes to blocks of `f32`, and back.
+
+use super::{Context, EngineError};
+use crate::kernel::Float;
+use crate::method::{BLOCK, Block, Operand};
+use crate::plan::Segment;
+use crate::recipe::NonFinite;
+
+/// Above this, and with the sign bit cleared, the bits of an `f32` are those of infinity or NaN.
+const INFINITY: u32 = 0x7f80_0000;
+
+/// Space for one decoded block of base and experts.
+pub(super) struct Decoder {
+    base: Vec<f32>,
+    rows: Vec<f32>,
+    /// Elements that were not finite and count as the base's.
+    pub(super) replaced: u64,
+}
+
+/// The tile that blocks are decoded from.
+pub(super) struct TileData<'a> {
+    pub(super) segment: &'a Segment,
+    /// First element of the tile in the segment.
+    pub(super) start: u64,
+    pub(super) elements: usize,
+    /// The tile's bytes in each source.
+    pub(super) bytes: Vec<&'a [u8]>,
+}
+
+impl TileData<'_> {
+    /// The bytes of elements `at..at + len` in source `i`.
+    fn part(&self, i: usize, at: usize, len: usize) -> &[u8] {
+        let size = self.segment.source_size(i) as usize;
+        &self.bytes[i][at * size..(at + len) * size]
+    }
+}
+
+impl Decoder {
+    pub(super) fn new(experts: usize) -> Self {
+        Self { base: vec![0.0; BLOCK], rows: vec![0.0; experts * BLOCK], replaced: 0 }
+    }
+
+    /// Decodes elements `at..at + len` of a tile and hands them to `work` as a block.
+    ///
+    /// # Errors
+    /// [`EngineError::NonFinite`], unless the recipe takes the base instead.
+    pub(super) fn block<T>(
+        &mut self,
+        context: &Context<'_>,
+        tile: &TileData<'_>,
+        at: usize,
+        len: usize,
+        work: impl FnOnce(&Block<'_>) -> T,
+    ) -> Result<T, EngineError> {
+        let kernels = context.kernels;
+        let sources = &tile.segment.sources;
+        let base = &mut self.base[..len];
+        kernels.decode(sources[0].float, tile.part(0, at, len), base);
+        let operand = context.method.operand();
+        let mut finite =
+            operand == Operand::TaskVector || kernels.max_magnitude_bits(base) < INFINITY;
+        for (i, row) in self.rows.chunks_exact_mut(BLOCK).enumerate().take(sources.len() - 1) {
+            let (float, bytes, row) =
+                (sources[i + 1].float, tile.part(i + 1, at, len), &mut row[..len]);
+            match operand {
+                Operand::TaskVector => kernels.decode_minus_base(float, bytes, base, row),
+                Operand::Value => kernels.decode(float, bytes, row),
+            }
+            // A base value that is not finite shows in the difference.
+            finite &= kernels.max_magnitude_bits(row) < INFINITY;
+        }
+        if !finite {
+            self.repair(context, tile, at, len)?;
+        }
+        let rows: Vec<&[f32]> =
+            self.rows.chunks_exact(BLOCK).take(sources.len() - 1).map(|row| &row[..len]).collect();
+        Ok(work(&Block { base: &self.base[..len], rows: &rows }))
+    }
+
+    /// Names the first value that is not finite, or replaces all of them, as the recipe says.
+    #[cold]
+    fn repair(
+        &mut self,
+        context: &Context<'_>,
+        tile: &TileData<'_>,
+        at: usize,
+        len: usize,
+    ) -> Result<(), EngineError> {
+        let neutral = |base: f32| match context.method.operand() {
+            Operand::TaskVector => 0.0,
+            Operand::Value => base,
+        };
+        for e in 0..len {
+            let base = self.base[e];
+            for (i, row) in self.rows.chunks_exact_mut(BLOCK).enumerate() {
+                if base.is_finite() && row[e].is_finite() {
+                    continue;
+                }
+                if context.nonfinite == NonFinite::Error {
+                    let culprit = if base.is_finite() { i + 1 } else { 0 };
+                    return Err(Self::culprit(context, tile, at + e, culprit));
+                }
+                row[e] = neutral(base);
+                self.replaced += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn culprit(
+        context: &Context<'_>,
+        tile: &TileData<'_>,
+        at: usize,
+        source: usize,
+    ) -> EngineError {
+        let segment = tile.segment;
+        let float = segment.sources[source].float;
+        let mut value = [0.0];
+        context.kernels.decode(float, tile.part(source, at, 1), &mut value);
+        let element = tile.start + at as u64;
+        EngineError::NonFinite {
+            checkpoint: context.plan.labels[segment.sources[source].checkpoint as usize].clone(),
+            tensor: context.plan.tensors[segment.tensor as usize].name.to_string(),
+            element: segment.first + element,
+            offset: segment.sources[source].offset + element * float.size() as u64,
+            value: value[0],
+        }
+    }
+}
+
+/// Encodes merged values of elements `at..` of a tile, refusing those that the type cannot hold.
+///
+/// # Errors
+/// [`EngineError::Overflow`].
+pub(super) fn encode(
+    context: &Context<'_>,
+    tile: &TileData<'_>,
+    at: usize,
+    values: &[f32],
+    out: &mut [u8],
+) -> Result<(), EngineError> {
+    let segment = tile.segment;
+    let limit = overflow_bits(segment.out);
+    if context.kernels.max_magnitude_bits(values) >= limit {
+        let base_is_finite = |e: usize| {
+            let mut base = [0.0];
+            context.kernels.decode(segment.sources[0].float, tile.part(0, at + e, 1), &mut base);
+            base[0].is_finite()
+        };
+        let too_large =
+            |&e: &usize| values[e].to_bits() & 0x7fff_ffff >= limit && base_is_finite(e);
+        if let Some(e) = (0..values.len()).find(too_large) {
+            return Err(EngineError::Overflow {
+                tensor: context.plan.tensors[segment.tensor as usize].name.to_string(),
+                element: segment.first + tile.start + (at + e) as u64,
+                value: values[e],
+                dtype: format!("{:?}", segment.out),
+            });
+        }
+    }
+    context.kernels.encode(segment.out, values, out);
+    Ok(())
+}
+
+/// The least magnitude, as bits, that rounds to infinity. F8 saturates by definition.
+fn overflow_bits(float: Float) -> u32 {
+    match float {
+        Float::F16 => 65520f32.to_bits(),
+        Float::BF16 => 0x7f7f_8000,
+        Float::F64 | Float::F32 | Float::F8E4M3 | Float::F8E5M2 => INFINITY,
+    }
+}

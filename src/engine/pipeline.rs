@@ -1,0 +1,241 @@
+//! One pass: reader, workers, writer, and the pool of tickets that bounds them.
+//!
+//! ```text
+//!            tickets (as many as tiles fit in memory) <-----------------------+
+//!               |                                                            |
+//!  tiles --> reader --bounded--> worker 1..w --bounded--> writer --> sink ----+
+//!            prefetch, read      decode, stage,           positional
+//!                                encode                   writes
+//! ```
+//!
+//! A tile needs a ticket from the moment its bytes are asked for until they are written or
+//! dropped. Tickets carry the reusable output buffer. They are the only back-pressure, so memory
+//! does not depend on which stage is slow. A thread that fails drops its channel ends; the others
+//! see that and stop.
+
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::decode::TileData;
+use super::source::{ByteRange, Source, TileBytes};
+use super::worker::Worker;
+use super::{Context, EngineError, PassResult, TileSink, Work};
+use crate::method::State;
+use crate::plan::{Tile, tiles};
+
+/// The right to have one tile in memory, with the buffer for its output.
+#[derive(Default)]
+struct Ticket {
+    out: Vec<u8>,
+}
+
+/// A tile whose bytes are in memory.
+struct Loaded {
+    unit: Option<u32>,
+    tile: Tile,
+    bytes: Vec<TileBytes>,
+    ticket: Ticket,
+}
+
+/// A tile whose output is ready to be written.
+struct Finished {
+    tile: Tile,
+    ticket: Ticket,
+}
+
+/// Runs one pass over all tiles of `work`.
+///
+/// # Errors
+/// The first failure of any thread. Nothing that was written is undone.
+pub(super) fn run(
+    context: &Context<'_>,
+    work: &Work<'_>,
+    source: &mut Source,
+    sink: &mut dyn TileSink,
+) -> Result<PassResult, EngineError> {
+    let (tickets, workers) = (context.plan.budget.tiles, context.plan.budget.workers);
+    let (free, pool) = bounded(tickets);
+    for _ in 0..tickets {
+        // Cannot fail: the channel has room for all and `pool` lives.
+        let _full = free.send(Ticket::default());
+    }
+    let (to_workers, loaded) = bounded(tickets);
+    let (to_writer, finished) = bounded::<Finished>(tickets);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| read(context, work, source, pool, to_workers));
+        let threads: Vec<_> = (0..workers)
+            .map(|_| {
+                let (loaded, to_writer, free) = (loaded.clone(), to_writer.clone(), free.clone());
+                scope.spawn(move || compute(context, work, &loaded, &to_writer, &free))
+            })
+            .collect();
+        // The threads hold the channel ends that they need; these would keep the others waiting.
+        drop((loaded, to_writer));
+        let writer = scope.spawn(move || write(context, sink, &finished, &free));
+
+        // A failed thread makes its neighbours end early without an error of their own.
+        let mut result = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
+        let mut parts = Vec::new();
+        for thread in threads {
+            match thread.join().unwrap_or(Err(EngineError::Panicked("worker"))) {
+                Ok(part) => parts.push(part),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        let written = writer.join().unwrap_or(Err(EngineError::Panicked("writer")));
+        result.and(written)?;
+        Ok(combine(work, parts))
+    })
+}
+
+/// Takes tickets, asks for tiles ahead of time, and hands on those whose bytes have come.
+fn read(
+    context: &Context<'_>,
+    work: &Work<'_>,
+    source: &mut Source,
+    pool: Receiver<Ticket>,
+    to_workers: Sender<Loaded>,
+) -> Result<(), EngineError> {
+    let mut asked: Option<(Option<u32>, Tile, Vec<ByteRange>, Ticket)> = None;
+    let mut next = work.tiles(context.plan);
+    loop {
+        if context.cancel.load(Ordering::Relaxed) {
+            return Err(EngineError::Interrupted);
+        }
+        let coming = match next.next() {
+            Some((unit, tile)) => {
+                let Ok(ticket) = pool.recv() else { break };
+                let ranges = ranges(context, tile);
+                source.prefetch(&ranges);
+                Some((unit, tile, ranges, ticket))
+            }
+            None => None,
+        };
+        let last = coming.is_none();
+        if let Some((unit, tile, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
+            let bytes = source.read(&ranges)?;
+            if to_workers.send(Loaded { unit, tile, bytes, ticket }).is_err() {
+                break;
+            }
+        }
+        if last {
+            break;
+        }
+    }
+    source.finish_pass();
+    Ok(())
+}
+
+/// The bytes of a tile in each of its sources.
+fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
+    let segment = &context.plan.segments[tile.segment as usize];
+    (segment.sources.iter().enumerate())
+        .map(|(i, source)| {
+            let size = segment.source_size(i);
+            ByteRange {
+                file: source.file,
+                offset: source.offset + tile.start * size,
+                len: (u64::from(tile.elements) * size) as usize,
+            }
+        })
+        .collect()
+}
+
+fn compute(
+    context: &Context<'_>,
+    work: &Work<'_>,
+    loaded: &Receiver<Loaded>,
+    to_writer: &Sender<Finished>,
+    free: &Sender<Ticket>,
+) -> Result<Part, EngineError> {
+    let mut worker = Worker::new(context, work);
+    for Loaded { unit, tile, bytes, mut ticket } in loaded {
+        let segment = &context.plan.segments[tile.segment as usize];
+        if work.writes() {
+            ticket.out.resize(tile.elements as usize * segment.out_size as usize, 0);
+        }
+        let data = TileData {
+            segment,
+            start: tile.start,
+            elements: tile.elements as usize,
+            bytes: bytes.iter().map(|bytes| &**bytes).collect(),
+        };
+        worker.tile(unit, &data, &mut ticket.out)?;
+        let read: usize = data.bytes.iter().map(|bytes| bytes.len()).sum();
+        drop(bytes);
+        context.progress.advance(read as u64);
+        let gone = if work.writes() {
+            to_writer.send(Finished { tile, ticket }).is_err()
+        } else {
+            free.send(ticket).is_err()
+        };
+        if gone {
+            break;
+        }
+    }
+    let replaced = worker.replaced();
+    Ok(Part { state: worker.state, outcomes: worker.outcomes, replaced })
+}
+
+fn write(
+    context: &Context<'_>,
+    sink: &mut dyn TileSink,
+    finished: &Receiver<Finished>,
+    free: &Sender<Ticket>,
+) -> Result<(), EngineError> {
+    for Finished { tile, ticket } in finished {
+        let segment = &context.plan.segments[tile.segment as usize];
+        let offset = segment.offset + tile.start * u64::from(segment.out_size);
+        sink.write(segment.shard as usize, offset, &ticket.out)?;
+        // The reader may have read its last tile and be gone.
+        let _gone = free.send(ticket);
+    }
+    Ok(())
+}
+
+/// What one worker leaves behind.
+struct Part {
+    state: Option<State>,
+    outcomes: Vec<(u32, crate::method::Outcome)>,
+    replaced: u64,
+}
+
+fn combine(work: &Work<'_>, parts: Vec<Part>) -> PassResult {
+    let mut result = PassResult::default();
+    for part in parts {
+        result.replaced += part.replaced;
+        result.outcomes.extend(part.outcomes);
+        if let (Work::Stage { stage, .. }, Some(state)) = (work, part.state) {
+            match &mut result.state {
+                Some(into) => stage.merge(into, state),
+                none => *none = Some(state),
+            }
+        }
+    }
+    result.outcomes.sort_by_key(|&(unit, _)| unit);
+    result
+}
+
+impl Work<'_> {
+    /// The tiles of this pass, each with the unit it makes up if it is whole.
+    fn tiles<'b>(
+        &'b self,
+        plan: &'b crate::plan::Plan,
+    ) -> Box<dyn Iterator<Item = (Option<u32>, Tile)> + 'b> {
+        let most = plan.budget.tile_elements;
+        match self {
+            Work::Copies { segments } => {
+                Box::new(tiles(&plan.segments, segments, most).map(|tile| (None, tile)))
+            }
+            Work::Stage { unit, .. } => Box::new(
+                tiles(&plan.segments, plan.unit_segments(*unit), most).map(|tile| (None, tile)),
+            ),
+            Work::Whole { units } => Box::new(units.iter().flat_map(move |&unit| {
+                tiles(&plan.segments, plan.unit_segments(unit), most)
+                    .map(move |tile| (Some(unit), tile))
+            })),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! One open input file: descriptor, map, and the blocks of it that are in use.
+
+use std::fs::File;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::blocks::{Blocks, Runs};
+use super::map::Map;
+use super::maps::Maps;
+use super::{Grain, InputFile, Mode, SourceError, advice};
+
+/// How files of a source are opened.
+#[derive(Clone)]
+pub(super) struct Opening {
+    pub(super) mode: Mode,
+    pub(super) grain: Grain,
+    pub(super) keep_cache: bool,
+    /// Set when faults turn out to read single pages although huge blocks were promised.
+    pub(super) single_pages: Arc<AtomicBool>,
+}
+
+/// An open input file.
+pub(super) struct OpenFile {
+    pub(super) input: Arc<InputFile>,
+    pub(super) file: File,
+    /// Only in `mmap` mode, and not for empty files. Taken when the file is closed.
+    maps: Option<Maps>,
+    /// Faults fill whole blocks, so a block may be populated without asking for it first.
+    fills_blocks: bool,
+    opening: Opening,
+    blocks: Mutex<Blocks>,
+}
+
+impl OpenFile {
+    pub(super) fn open(input: Arc<InputFile>, opening: &Opening) -> Result<Self, SourceError> {
+        let mut options = File::options();
+        options.read(true);
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if opening.mode == Mode::Direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        options.custom_flags(0);
+        let file = options.open(&input.path).map_err(|e| input.open_error(e))?;
+        input.check_open(&file)?;
+        if opening.mode != Mode::Direct {
+            advice::no_readahead(&file);
+        }
+        let (mut maps, mut fills_blocks) = (None, false);
+        if opening.mode == Mode::Mmap && input.len > 0 {
+            let huge = opening.grain == Grain::Huge;
+            let (made, whole) = Maps::new(&file, input.len, huge)
+                .map_err(|source| SourceError::Map { path: input.path.clone(), source })?;
+            (maps, fills_blocks) = (Some(made), whole);
+        }
+        let (opening, blocks) = (opening.clone(), Mutex::default());
+        Ok(Self { input, file, maps, fills_blocks, opening, blocks })
+    }
+
+    /// The map to use from now on; none in the other modes.
+    fn map(&self) -> Option<Arc<Map>> {
+        Some(self.maps.as_ref()?.current(&self.file))
+    }
+
+    pub(super) fn fills_blocks(&self) -> bool {
+        self.fills_blocks && !self.opening.single_pages.load(Ordering::Relaxed)
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        // The bookkeeping stays usable after a panic elsewhere: at worst a block is read twice.
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blocks_of(&self, offset: u64, len: u64) -> RangeInclusive<u64> {
+        let size = self.opening.grain.block();
+        offset / size..=(offset + len.max(1) - 1) / size
+    }
+
+    /// Bytes `[offset, len)` of a run of blocks, cut at the end of the file.
+    fn span(&self, run: &RangeInclusive<u64>) -> (u64, u64) {
+        let size = self.opening.grain.block();
+        let start = run.start() * size;
+        (start, ((run.end() + 1) * size).min(self.input.len).saturating_sub(start))
+    }
+
+    /// Holds the blocks of a range until the returned value is dropped.
+    pub(super) fn hold(self: &Arc<Self>, offset: u64, len: u64) -> Hold {
+        let range = self.blocks_of(offset, len);
+        self.blocks().hold(range.clone());
+        Hold { file: Arc::clone(self), map: self.map(), range }
+    }
+
+    /// Fills one block if somebody still waits for it. After an error the block counts as missing, and
+    /// whoever reads it meets the same error.
+    pub(super) fn fill_ahead(&self, index: u64) {
+        if !self.blocks().wanted(index) {
+            return;
+        }
+        let filled = self.populate(self.map().as_deref(), &(index..=index)).is_ok();
+        if filled && self.input.check_open(&self.file).is_ok() {
+            let late = self.blocks().ready(index..=index);
+            self.drop_runs(&late);
+        }
+    }
+
+    fn populate(&self, map: Option<&Map>, run: &RangeInclusive<u64>) -> io::Result<()> {
+        let (start, len) = self.span(run);
+        let (Some(maps), Some(map)) = (&self.maps, map) else { return Ok(()) };
+        if !self.fills_blocks() {
+            return maps.populate(map, start, len);
+        }
+        let before = advice::major_faults();
+        maps.populate(map, start, len)?;
+        // A kernel that keeps its promise waits once or twice per block; one that reads page by page
+        // waits 512 times. From then on blocks are asked for by WILLNEED first.
+        let blocks = run.end() - run.start() + 1;
+        if advice::major_faults() - before > 64 * blocks {
+            self.opening.single_pages.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn drop_runs(&self, runs: &Runs) {
+        if self.opening.keep_cache {
+            return;
+        }
+        for run in runs {
+            let (start, len) = self.span(run);
+            if len > 0 {
+                if let Some(maps) = &self.maps {
+                    maps.release(start, len);
+                }
+                advice::drop_cache(&self.file, start, len);
+            }
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.maps = None;
+        if self.opening.mode != Mode::Direct {
+            let rest = self.blocks().clear();
+            self.drop_runs(&rest);
+        }
+    }
+}
+
+/// Keeps the blocks of one range from being dropped.
+pub(super) struct Hold {
+    /// Before `file`, so that the map is gone when the file drops the page cache that is left.
+    map: Option<Arc<Map>>,
+    pub(super) file: Arc<OpenFile>,
+    range: RangeInclusive<u64>,
+}
+
+impl Hold {
+    /// Starts reading what has not been asked for: at once by `WILLNEED`, or by `fill` per block.
+    pub(super) fn start(&self, mut fill: impl FnMut(&Arc<OpenFile>, u64)) {
+        let runs = self.file.blocks().start(self.range.clone());
+        for run in runs {
+            if self.file.fills_blocks() {
+                run.for_each(|index| fill(&self.file, index));
+            } else {
+                let (start, len) = self.file.span(&run);
+                advice::will_need(&self.file.file, start, len);
+            }
+        }
+    }
+
+    /// Waits until the mapped bytes of the range are resident. Costs nothing if they are known to be.
+    pub(super) fn fill(&self, offset: u64, len: usize) -> Result<(), SourceError> {
+        let file = &self.file;
+        let runs = file.blocks().missing(self.range.clone());
+        if runs.is_empty() {
+            return Ok(());
+        }
+        for run in runs {
+            file.populate(self.map.as_deref(), &run)
+                .map_err(|e| file.input.read_error(&file.file, offset, len, e))?;
+            // The blocks are held here, so none of them can have been released meanwhile.
+            drop(file.blocks().ready(run));
+        }
+        file.input.check_open(&file.file)
+    }
+
+    /// The mapped bytes of the whole file; empty in the other modes.
+    pub(super) fn mapped(&self) -> &[u8] {
+        self.map.as_deref().map_or(&[], Map::bytes)
+    }
+
+    /// Waits for reads that were started and will not be used: pages under I/O cannot be dropped.
+    pub(super) fn settle(&self) {
+        let missing = self.file.blocks().missing(self.range.clone());
+        for index in missing.into_iter().flatten() {
+            let (start, len) = self.file.span(&(index..=index));
+            for at in [start, (start + len).saturating_sub(1)] {
+                // An error here is an error of bytes that nobody wants.
+                drop(self.file.file.read_at(&mut [0], at));
+            }
+        }
+    }
+
+    /// Moves the file's cursor to the end of the range.
+    pub(super) fn move_cursor(&self) {
+        let (start, len) = self.file.span(&self.range);
+        let at_end = start + len >= self.file.input.len;
+        // Nothing follows the last block, so it need not wait for the cursor to move on.
+        let to = Some(*self.range.end()).filter(|_| !at_end);
+        let left = self.file.blocks().move_cursor(to);
+        self.file.drop_runs(&left);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let unused = self.file.blocks().release(self.range.clone());
+        self.file.drop_runs(&unused);
+    }
+}

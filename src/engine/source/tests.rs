@@ -1,0 +1,252 @@
+//! Tests over real files: the same bytes in every mode, and every change of an input noticed.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const MODES: [Mode; 3] = [Mode::Mmap, Mode::Pread, Mode::Direct];
+const MIB: u64 = 1 << 20;
+const GRAINS: [Grain; 3] = [Grain::Huge, Grain::Exact, Grain::Sparse];
+
+/// Writes a durable file whose every byte depends on its place and on `seed`.
+fn write(dir: &Path, name: &str, len: usize, seed: u64) -> PathBuf {
+    let word = |i: u64| (i ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
+    let bytes: Vec<u8> = (0..len as u64).map(|i| word(i / 8)[(i % 8) as usize]).collect();
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    // Dirty pages cannot be dropped, and direct reads would have to flush them.
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    path
+}
+
+fn open(paths: &[PathBuf], config: &SourceConfig) -> Source {
+    let inputs = paths.iter().map(|p| InputFile::record(p).unwrap()).collect();
+    Source::open(inputs, config).unwrap()
+}
+
+fn range(file: u32, offset: u64, len: usize) -> ByteRange {
+    ByteRange { file, offset, len }
+}
+
+/// Every combination that a user can ask for, with few open files to make the list of them work.
+fn configs() -> Vec<SourceConfig> {
+    let mut all = Vec::new();
+    for mode in MODES {
+        for grain in GRAINS {
+            for (keep_cache, helpers) in [(false, 2), (false, 0), (true, 1)] {
+                all.push(SourceConfig { mode, grain, keep_cache, helpers, max_open: Some(2) });
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn all_modes_give_the_bytes_of_the_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let lens = [5_000_011, 3 << 20, 1, 4096, 700_001];
+    let paths: Vec<_> = lens
+        .iter()
+        .enumerate()
+        .map(|(i, &n)| write(dir.path(), &format!("f{i}"), n, i as u64))
+        .collect();
+    let whole: Vec<_> = paths.iter().map(|p| std::fs::read(p).unwrap()).collect();
+    let mut batches = vec![
+        vec![range(0, 5_000_010, 1), range(1, (3 << 20) - 7, 7), range(2, 0, 1), range(3, 4095, 1)],
+        vec![range(0, 0, 5_000_011), range(4, 4097, 8191)],
+        vec![range(0, 0, 0), range(1, 3 << 20, 0), range(2, 1, 0)],
+        vec![range(1, 0, 3 << 20), range(1, 1 << 20, 1 << 20), range(1, (1 << 20) + 1, 100)],
+    ];
+    for i in 0..40u64 {
+        batches.push((0..5).map(|f| range(f, i * 9973 % lens[f as usize] as u64, 1)).collect());
+        batches.push(vec![range(0, i * 100_003, 100_003), range(1, i * 70_001, 70_001)]);
+    }
+    for config in configs() {
+        let mut source = open(&paths, &config);
+        let mut kept = Vec::new();
+        let mut expected_total = 0;
+        for (i, batch) in batches.iter().enumerate() {
+            if let Some(next) = batches.get(i + 1).filter(|_| i % 3 != 0) {
+                source.prefetch(next);
+                source.prefetch(next);
+            }
+            let tiles = source.read(batch).unwrap();
+            assert_eq!(tiles.len(), batch.len());
+            for (tile, r) in tiles.into_iter().zip(batch) {
+                expected_total += r.len as u64;
+                kept.push((tile, *r));
+            }
+            if kept.len() > 12 {
+                // Dropped on another thread, as workers do.
+                let old: Vec<_> = kept.drain(..6).collect();
+                let whole = &whole;
+                std::thread::scope(|s| {
+                    s.spawn(move || old.iter().for_each(|(tile, r)| check(tile, r, whole)));
+                });
+            }
+        }
+        source.finish_pass();
+        for (tile, r) in &kept {
+            check(tile, r, &whole);
+        }
+        source.verify_unchanged().unwrap();
+        assert_eq!(source.bytes_read(), expected_total, "{config:?}");
+        assert!(source.files.open_count() == 0);
+    }
+}
+
+fn check(tile: &TileBytes, r: &ByteRange, whole: &[Vec<u8>]) {
+    let start = r.offset as usize;
+    assert!(tile[..] == whole[r.file as usize][start..start + r.len], "{r:?}");
+}
+
+#[test]
+fn open_files_stay_within_their_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = (0..50).map(|i| write(dir.path(), &format!("{i}"), 5000, i)).collect();
+    for mode in MODES {
+        let config = SourceConfig { max_open: Some(4), ..SourceConfig::new(mode) };
+        let mut source = open(&paths, &config);
+        for round in 0..2u64 {
+            for file in 0..50 {
+                let tiles = source.read(&[range(file, round * 100, 64)]).unwrap();
+                assert_eq!(tiles[0].len(), 64);
+                assert!(source.files.open_count() <= 4);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_change_of_an_input_is_named() {
+    type Change = fn(&Path);
+    let shrink: Change =
+        |p| std::fs::File::options().write(true).open(p).unwrap().set_len(9000).unwrap();
+    let grow: Change =
+        |p| std::fs::File::options().write(true).open(p).unwrap().set_len(9_000_000).unwrap();
+    let replace: Change = |p| {
+        let other = p.with_extension("new");
+        std::fs::copy(p, &other).unwrap();
+        std::fs::rename(&other, p).unwrap();
+    };
+    let rewrite: Change = |p| {
+        let bytes = std::fs::read(p).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(p, bytes).unwrap();
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for mode in MODES {
+        for (field, change) in
+            [("length", shrink), ("length", grow), ("inode", replace), ("mtime (ns)", rewrite)]
+        {
+            let path = write(dir.path(), "shard", 6 << 20, 1);
+            // Before the first read.
+            let mut source = open(std::slice::from_ref(&path), &SourceConfig::new(mode));
+            change(&path);
+            expect_changed(source.read(&[range(0, 5 << 20, 100)]).map(drop), field);
+            // Between two reads of an open file; an open descriptor does not see a replacement.
+            let path = write(dir.path(), "shard", 6 << 20, 1);
+            let mut source = open(std::slice::from_ref(&path), &SourceConfig::new(mode));
+            drop(source.read(&[range(0, 0, 100)]).unwrap());
+            change(&path);
+            if field != "inode" {
+                expect_changed(source.read(&[range(0, 5 << 20, 100)]).map(drop), field);
+            }
+            // And at the end of the pass in any case.
+            expect_changed(source.verify_unchanged(), field);
+        }
+    }
+}
+
+fn expect_changed(result: Result<(), SourceError>, want: &str) {
+    match result {
+        Err(SourceError::Changed { field, was, now, .. }) => {
+            assert_eq!(field, want);
+            assert_ne!(was, now);
+        }
+        other => panic!("{want}: {other:?}"),
+    }
+}
+
+#[test]
+fn ranges_outside_of_the_plan_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "a", 100, 1);
+    for mode in MODES {
+        let mut source = open(std::slice::from_ref(&path), &SourceConfig::new(mode));
+        for r in [range(0, 50, 51), range(0, u64::MAX, 2), range(0, 101, 0)] {
+            source.prefetch(&[r]);
+            let error = source.read(&[r]).unwrap_err();
+            assert!(matches!(error, SourceError::OutOfRange { file_len: 100, .. }), "{error}");
+        }
+        let error = source.read(&[range(7, 0, 1)]).unwrap_err();
+        assert!(matches!(error, SourceError::UnknownFile { file: 7, count: 1 }), "{error}");
+    }
+    let gone = InputFile { path: dir.path().join("gone"), ..InputFile::record(&path).unwrap() };
+    let mut source = Source::open(vec![gone], &SourceConfig::new(Mode::Mmap)).unwrap();
+    assert!(matches!(source.read(&[range(0, 0, 1)]), Err(SourceError::Open { .. })));
+}
+
+/// The promise of the module: between two reads, only blocks in use are in the page cache.
+#[cfg(target_os = "linux")]
+#[test]
+fn page_cache_holds_what_is_in_use_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    if !matches!(
+        crate::engine::host::disk::file_system(dir.path()).unwrap(),
+        crate::engine::host::disk::FileSystem::LocalDisk(_)
+    ) {
+        println!(
+            "SKIPPED: {} is not on a disk, page cache cannot be dropped",
+            dir.path().display()
+        );
+        return;
+    }
+    let path = write(dir.path(), "shard", 24 << 20, 3);
+    for (mode, grain) in [
+        (Mode::Mmap, Grain::Huge),
+        (Mode::Mmap, Grain::Exact),
+        (Mode::Pread, Grain::Exact),
+        (Mode::Direct, Grain::Exact),
+    ] {
+        advice::drop_cache(&std::fs::File::open(&path).unwrap(), 0, 0);
+        assert_eq!(resident(&path), 0, "nothing cached before");
+        let mut source =
+            open(std::slice::from_ref(&path), &SourceConfig { grain, ..SourceConfig::new(mode) });
+        let mut held = None;
+        let tile = |i: u64| range(0, 8000 + i * MIB, MIB as usize);
+        for i in 0..22 {
+            source.prefetch(&[tile(i + 1)]);
+            // The previous tile is still in use while this one arrives.
+            held = Some((source.read(&[tile(i)]).unwrap(), held.take().map(|(tiles, _)| tiles)));
+            let cached = resident(&path);
+            let most = grain.footprint(1, 3 * MIB);
+            assert!(
+                cached <= most,
+                "{mode:?} {grain:?}, tile {i}: {cached} bytes cached, {most} allowed"
+            );
+            if mode == Mode::Mmap {
+                assert!(cached >= 2 * MIB, "{mode:?} {grain:?}, tile {i}: {cached} bytes cached");
+            }
+        }
+        drop(held);
+        source.finish_pass();
+        drop(source);
+        assert_eq!(resident(&path), 0, "{mode:?} {grain:?}: nothing stays behind");
+    }
+}
+
+/// Bytes of a file in the page cache.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "asks the kernel which pages are cached")]
+fn resident(path: &Path) -> u64 {
+    let file = std::fs::File::open(path).unwrap();
+    // SAFETY: the bytes of the map are never looked at.
+    let map = unsafe { memmap2::Mmap::map(&file).unwrap() };
+    let mut pages = vec![0u8; map.len().div_ceil(4096)];
+    // SAFETY: the map is valid for its length and `pages` has one byte per page of it.
+    let code =
+        unsafe { libc::mincore(map.as_ptr() as *mut libc::c_void, map.len(), pages.as_mut_ptr()) };
+    assert_eq!(code, 0);
+    pages.iter().filter(|&&p| p & 1 == 1).count() as u64 * 4096
+}

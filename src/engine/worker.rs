@@ -1,0 +1,158 @@
+//! What a worker does with one tile.
+
+use super::decode::{Decoder, TileData, encode};
+use super::{Context, EngineError, Work};
+use crate::method::{AnyStage, BLOCK, Next, Outcome, State};
+use crate::plan::Action;
+
+/// One worker's space and statistics.
+pub(super) struct Worker<'a> {
+    context: &'a Context<'a>,
+    work: &'a Work<'a>,
+    decoder: Decoder,
+    values: Vec<f32>,
+    /// The state of a streamed stage.
+    pub(super) state: Option<State>,
+    /// (unit, outcome) of units merged whole.
+    pub(super) outcomes: Vec<(u32, Outcome)>,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(context: &'a Context<'a>, work: &'a Work<'a>) -> Self {
+        let state = match work {
+            Work::Stage { stage, .. } => Some(stage.empty()),
+            Work::Whole { .. } | Work::Copies { .. } => None,
+        };
+        Self {
+            context,
+            work,
+            decoder: Decoder::new(context.plan.labels.len() - 1),
+            values: vec![0.0; BLOCK],
+            state,
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Elements that were not finite and count as the base's.
+    pub(super) fn replaced(&self) -> u64 {
+        self.decoder.replaced
+    }
+
+    /// Works on a tile. `out` has the tile's output size where something is written.
+    ///
+    /// # Errors
+    /// If the data cannot be merged.
+    pub(super) fn tile(
+        &mut self,
+        unit: Option<u32>,
+        tile: &TileData<'_>,
+        out: &mut [u8],
+    ) -> Result<(), EngineError> {
+        match (self.work, unit) {
+            (Work::Copies { .. }, _) => self.copy(tile, out),
+            (Work::Stage { stage, .. }, _) => {
+                let Some(mut state) = self.state.take() else { return Ok(()) };
+                let done = self.stage(*stage, &mut state, tile, out);
+                self.state = Some(state);
+                done
+            }
+            (Work::Whole { .. }, Some(unit)) => {
+                let outcome = self.whole(unit, tile, out)?;
+                self.outcomes.push((unit, outcome));
+                Ok(())
+            }
+            (Work::Whole { .. }, None) => Ok(()),
+        }
+    }
+
+    fn stage(
+        &mut self,
+        stage: &dyn AnyStage,
+        state: &mut State,
+        tile: &TileData<'_>,
+        out: &mut [u8],
+    ) -> Result<(), EngineError> {
+        let size = tile.segment.out_size as usize;
+        for at in (0..tile.elements).step_by(BLOCK) {
+            let len = BLOCK.min(tile.elements - at);
+            let values = &mut self.values[..if stage.writes() { len } else { 0 }];
+            self.decoder
+                .block(self.context, tile, at, len, |block| stage.add(state, block, values))?;
+            if stage.writes() {
+                let out = &mut out[at * size..(at + len) * size];
+                encode(self.context, tile, at, values, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All passes over a unit that lies in one tile.
+    fn whole(
+        &mut self,
+        unit: u32,
+        tile: &TileData<'_>,
+        out: &mut [u8],
+    ) -> Result<Outcome, EngineError> {
+        let named = |error| EngineError::Method {
+            unit: self.context.plan.units[unit as usize].name.clone(),
+            error,
+        };
+        let mut stage = self.context.method.start(tile.elements as u64).map_err(named)?;
+        let before = self.decoder.replaced;
+        loop {
+            // Every pass meets the same values that are not finite: count those of the last.
+            self.decoder.replaced = before;
+            let mut state = stage.empty();
+            self.stage(&*stage, &mut state, tile, out)?;
+            match stage.finish(state).map_err(named)? {
+                Next::Stage(next) => stage = next,
+                Next::Done(outcome) => return Ok(outcome),
+            }
+        }
+    }
+
+    fn copy(&mut self, tile: &TileData<'_>, out: &mut [u8]) -> Result<(), EngineError> {
+        let base = tile.bytes[0];
+        match tile.segment.action {
+            Action::Copy { check } => {
+                if check {
+                    self.compare(tile)?;
+                }
+                out.copy_from_slice(base);
+            }
+            Action::Merge | Action::Convert
+                if tile.segment.sources[0].float == tile.segment.out =>
+            {
+                out.copy_from_slice(base);
+            }
+            Action::Merge | Action::Convert => {
+                let (float, size) = (tile.segment.sources[0].float, tile.segment.out_size as usize);
+                for at in (0..tile.elements).step_by(BLOCK) {
+                    let len = BLOCK.min(tile.elements - at);
+                    let values = &mut self.values[..len];
+                    let bytes = &base[at * float.size()..(at + len) * float.size()];
+                    self.context.kernels.decode(float, bytes, values);
+                    encode(self.context, tile, at, values, &mut out[at * size..(at + len) * size])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Demands that all sources hold the same bytes.
+    fn compare(&self, tile: &TileData<'_>) -> Result<(), EngineError> {
+        let base = tile.bytes[0];
+        for (source, other) in tile.segment.sources.iter().zip(&tile.bytes).skip(1) {
+            if let Some(at) = base.iter().zip(*other).position(|(a, b)| a != b) {
+                return Err(EngineError::CopiesDiffer {
+                    checkpoint: self.context.plan.labels[source.checkpoint as usize].clone(),
+                    tensor: self.context.plan.tensors[tile.segment.tensor as usize]
+                        .name
+                        .to_string(),
+                    offset: tile.start + at as u64,
+                });
+            }
+        }
+        Ok(())
+    }
+}

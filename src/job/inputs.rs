@@ -1,0 +1,104 @@
+//! Opens the checkpoints of a recipe and settles which of their tensors are tied.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::Ties;
+use crate::checkpoint::{Catalog, OpenOptions, ShardFile, TensorInfo, display_name};
+use crate::error::{Error, IoContext};
+use crate::plan::Inputs;
+use crate::plan::tied::{self, Tie};
+use crate::recipe::Recipe;
+
+/// Opens base and experts.
+///
+/// # Errors
+/// The first checkpoint that is not one.
+pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
+    let options = OpenOptions { lenient: recipe.lenient, ..OpenOptions::default() };
+    let base = Catalog::open(&recipe.base, &options)?;
+    let experts: Vec<Catalog> = (recipe.experts.iter())
+        .map(|expert| Catalog::open(&expert.path, &options))
+        .collect::<Result<_, _>>()?;
+    let names: Vec<String> = std::iter::once(&recipe.base)
+        .chain(recipe.experts.iter().map(|expert| &expert.path))
+        .map(|path| display_name(path))
+        .collect();
+    Ok(Inputs { base, experts, labels: distinct(names) })
+}
+
+/// Numbers names that occur more than once, so that messages are clear.
+fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut number = |name: String| {
+        let count = seen.entry(name.clone()).or_default();
+        *count += 1;
+        if *count == 1 { name } else { format!("{name} ({count})") }
+    };
+    names.into_iter().map(&mut number).collect()
+}
+
+/// Decides which tensors are aliases and prepares the catalogs accordingly.
+///
+/// # Errors
+/// If an input cannot be read.
+pub(super) fn settle_ties(
+    recipe: &Recipe,
+    inputs: &mut Inputs,
+    how: Ties,
+) -> Result<Vec<Tie>, Error> {
+    let mut ties = Vec::new();
+    if recipe.count_aliases {
+        return Ok(ties);
+    }
+    for candidate in tied::candidates(inputs) {
+        let mut equal = true;
+        for catalog in inputs.catalogs() {
+            let Some((head, embedding)) = tied::pair(catalog, &candidate.name, &candidate.of)
+            else {
+                // A head of another form cannot be a copy.
+                equal &= catalog.get(&candidate.name).is_none();
+                continue;
+            };
+            equal &= how == Ties::Assume || same_bytes(catalog, head, embedding)?;
+        }
+        let tie = if equal { Tie::Alias(candidate) } else { Tie::Untied(candidate) };
+        tied::apply(inputs, &tie);
+        ties.push(tie);
+    }
+    Ok(ties)
+}
+
+/// Compares two tensors of a checkpoint, a MiB at a time.
+fn same_bytes(catalog: &Catalog, a: &TensorInfo, b: &TensorInfo) -> Result<bool, Error> {
+    const STEP: u64 = 1 << 20;
+    let open = |tensor: &TensorInfo| -> Result<(File, &ShardFile), Error> {
+        let shard = &catalog.files[tensor.file as usize];
+        Ok((File::open(&shard.path).at("open", &shard.path)?, shard))
+    };
+    let ((file_a, shard_a), (file_b, shard_b)) = (open(a)?, open(b)?);
+    let mut buffers = [vec![0; STEP as usize], vec![0; STEP as usize]];
+    for start in (0..a.len).step_by(STEP as usize) {
+        let len = STEP.min(a.len - start) as usize;
+        let [buffer_a, buffer_b] = &mut buffers;
+        let (buffer_a, buffer_b) = (&mut buffer_a[..len], &mut buffer_b[..len]);
+        file_a.read_exact_at(buffer_a, a.offset + start).at("read", &shard_a.path)?;
+        file_b.read_exact_at(buffer_b, b.offset + start).at("read", &shard_b.path)?;
+        if buffer_a != buffer_b {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_names_are_numbered() {
+        let names = ["a", "b", "a", "a"].map(String::from).to_vec();
+        assert_eq!(distinct(names), ["a", "b", "a (2)", "a (3)"]);
+    }
+}

@@ -1,0 +1,60 @@
+//! Checks of the output place, before anything is created.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::staging;
+use crate::engine::host;
+use crate::error::{Error, IoContext};
+use crate::plan::{Inputs, Plan};
+
+/// Room for an output.
+#[derive(Clone, Debug, Serialize)]
+pub struct Space {
+    /// Bytes that the output takes.
+    pub needed: u64,
+    /// Bytes free where it will be, counting what an earlier attempt left there.
+    pub free: u64,
+}
+
+/// Refuses an output that exists, overlaps an input, or does not fit on the disk.
+pub(super) fn check(inputs: &Inputs, plan: &Plan, out: &Path) -> Result<Space, Error> {
+    let place = |reason: String| Error::OutputPlace { path: out.to_owned(), reason };
+    let parent = resolve_parent(out).map_err(place)?;
+    let name = out.file_name().ok_or_else(|| place("names no directory to create".to_owned()))?;
+    let target = parent.join(name);
+    for (catalog, label) in inputs.catalogs().zip(&plan.labels) {
+        let root = std::fs::canonicalize(&catalog.root).at("resolve", &catalog.root)?;
+        if target.starts_with(&root) {
+            return Err(place(format!("lies inside the input {label}; inputs are never changed")));
+        }
+        if root.starts_with(&target) {
+            return Err(place(format!("contains the input {label}; inputs are never changed")));
+        }
+    }
+    // Also finds dangling symbolic links.
+    if target.symlink_metadata().is_ok() {
+        return Err(Error::OutputExists { path: out.to_owned() });
+    }
+    let needed = plan.layout.shards.iter().map(|s| s.len).sum::<u64>() + staging::OVERHEAD;
+    // What an earlier attempt left there is replaced.
+    let held = staging::held_bytes(&target);
+    let free = host::disk::free_bytes(&parent).at("examine", &parent)? + held;
+    if needed > free {
+        return Err(Error::NoSpace { path: parent, needed, free });
+    }
+    Ok(Space { needed, free })
+}
+
+/// The real path of the directory that will hold the output.
+fn resolve_parent(out: &Path) -> Result<PathBuf, String> {
+    let parent = match out.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err("names no directory to create".to_owned()),
+    };
+    let real = std::fs::canonicalize(parent)
+        .map_err(|error| format!("the directory {} cannot be used: {error}", parent.display()))?;
+    if real.is_dir() { Ok(real) } else { Err(format!("{} is not a directory", parent.display())) }
+}

@@ -1,0 +1,211 @@
+//! One set of kernels per instruction set, chosen once per process.
+
+#![expect(unsafe_code, reason = "functions compiled for CPU features must be called as unsafe")]
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use super::dtype::{self, Float};
+use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
+use super::{keys, math};
+
+/// An instruction set that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What the target has without detection. The definition.
+    Scalar,
+    /// 256-bit vectors.
+    Avx2,
+    /// 512-bit vectors.
+    Avx512,
+}
+
+impl Level {
+    const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+
+    fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this machine has it. Constant for the life of the process.
+    fn is_available(self) -> bool {
+        match self {
+            Level::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => false,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `REFLOW_CPU` asks for something that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("REFLOW_CPU={asked}: this machine has {}; unset it or name one of these", available())]
+pub struct KernelError {
+    asked: String,
+}
+
+fn available() -> String {
+    let names: Vec<&str> = Kernels::available().map(|k| k.level.name()).collect();
+    names.join(", ")
+}
+
+/// The kernels of one instruction set.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kernels {
+    level: Level,
+}
+
+static ALL: [Kernels; 3] = [
+    Kernels { level: Level::Scalar },
+    Kernels { level: Level::Avx2 },
+    Kernels { level: Level::Avx512 },
+];
+
+/// The kernels to use: the widest this machine has, or what the environment variable
+/// `REFLOW_CPU` (`scalar`, `avx2` or `avx512`) asks for.
+///
+/// # Errors
+/// [`KernelError`] if the variable names something else, or something this machine lacks.
+pub fn select() -> Result<&'static Kernels, KernelError> {
+    static CHOSEN: OnceLock<Result<&'static Kernels, KernelError>> = OnceLock::new();
+    CHOSEN.get_or_init(|| choose(std::env::var("REFLOW_CPU").ok().as_deref())).clone()
+}
+
+fn choose(asked: Option<&str>) -> Result<&'static Kernels, KernelError> {
+    let mut available = Kernels::available();
+    match asked {
+        None | Some("") => Ok(available.last().unwrap_or(&ALL[0])),
+        Some(name) => available
+            .find(|kernels| kernels.level.name() == name)
+            .ok_or_else(|| KernelError { asked: name.to_owned() }),
+    }
+}
+
+impl Kernels {
+    /// All that this machine can run, the scalar ones first.
+    pub fn available() -> impl Iterator<Item = &'static Kernels> {
+        ALL.iter().zip(Level::ALL).filter(|(_, level)| level.is_available()).map(|(k, _)| k)
+    }
+
+    /// The instruction set.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+}
+
+/// Compiles a body once per instruction set, as a method of [`Kernels`].
+macro_rules! kernels {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path;)*) => {
+        impl Kernels {
+            $(
+                $(#[$doc])*
+                #[allow(clippy::too_many_arguments, reason = "one body, one call, no struct to fill in between")]
+                pub fn $name(&self, $($arg: $ty),*) $(-> $ret)? {
+                    #[cfg(target_arch = "x86_64")]
+                    #[target_feature(enable = "avx2")]
+                    #[allow(clippy::too_many_arguments, reason = "as above")]
+                    fn avx2($($arg: $ty),*) $(-> $ret)? {
+                        $body($($arg),*)
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                    #[allow(clippy::too_many_arguments, reason = "as above")]
+                    fn avx512($($arg: $ty),*) $(-> $ret)? {
+                        $body($($arg),*)
+                    }
+                    match self.level {
+                        // SAFETY: `Kernels` of this level are handed out only where
+                        // `Level::is_available` has found the features.
+                        #[cfg(target_arch = "x86_64")]
+                        Level::Avx2 => unsafe { avx2($($arg),*) },
+                        // SAFETY: as above.
+                        #[cfg(target_arch = "x86_64")]
+                        Level::Avx512 => unsafe { avx512($($arg),*) },
+                        _ => $body($($arg),*),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+kernels! {
+    /// Decodes little-endian `bytes` to `f32`, `out.len()` elements. F64 is rounded to nearest
+    /// even; all else is exact.
+    fn decode(float: Float, bytes: &[u8], out: &mut [f32]) = dtype::decode;
+
+    /// Decodes an expert's `bytes` and subtracts `base`: a block of its task vector.
+    fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32])
+        = dtype::decode_minus_base;
+
+    /// Encodes to `out`, rounding to nearest even. The F8 types saturate at their largest finite
+    /// value; the others overflow to infinity.
+    fn encode(float: Float, values: &[f32], out: &mut [u8]) = dtype::encode;
+
+    /// The greatest `bits & 0x7fff_ffff`: at or above [`keys::INFINITY`] some value is infinite
+    /// or NaN. 0 for no values.
+    fn max_magnitude_bits(values: &[f32]) -> u32 = keys::max_magnitude_bits;
+
+    /// Keys of magnitudes: sorted as |value| is.
+    fn magnitude_keys(values: &[f32], out: &mut [u32]) = keys::magnitude_keys;
+
+    /// Keys of signed values: sorted as the values are, -0.0 as 0.0.
+    fn score_keys(values: &[f32], out: &mut [u32]) = keys::score_keys;
+
+    /// e to the power of each value, within 2 ulp.
+    fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;
+
+    /// The hyperbolic tangent of each value, within 2 ulp.
+    fn tanh(values: &[f32], out: &mut [f32]) = math::tanh_all;
+
+    /// Competition scores B_i of all experts: `out` holds one row of the block's length per
+    /// expert. See [`pcb`] for the formulas.
+    fn pcb_scores(
+        inter: Inter, taus: &[&[f32]], bounds: &[Bounds], scratch: &mut Scratch, out: &mut [f32],
+    ) = pcb::scores;
+
+    /// Merged values of a block, from its scores (laid out as by `pcb_scores`).
+    fn pcb_merge(
+        base: &[f32], taus: &[&[f32]], scores: &[f32], bounds: &[Bounds], cuts: &[Cut],
+        lambdas: &[f32], scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
+    ) = pcb::merge;
+
+    /// Products of two rows.
+    fn products(a: &[f32], b: &[f32], out: &mut [f32]) = pcb::products;
+
+    /// exp of min-max scaled products, shifted so that the greatest result is 1.
+    fn softmax_numerators(softmax: &Softmax, products: &[f32], out: &mut [f32])
+        = pcb::softmax_numerators;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_can_ask_for_a_path() {
+        assert_eq!(choose(Some("scalar")).unwrap().level(), Level::Scalar);
+        assert!(choose(None).is_ok());
+        let message = choose(Some("sse9")).unwrap_err().to_string();
+        assert!(message.contains("REFLOW_CPU=sse9") && message.contains("scalar"), "{message}");
+    }
+}

@@ -1,0 +1,373 @@
+//! The elementwise parts of PCB-Merging. Formulas and sources: `docs/methods.md`.
+//!
+//! Rows of n experts over one block; sums over experts run in order, starting from zero.
+
+use super::math::{exp, tanh, tanh_all};
+
+/// The inter-competition term of a score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inter {
+    /// tanh(tau_i * sum_j tau_j): variants a and b.
+    Raw,
+    /// tanh(tau_i * sum_j sign(tau_j) z_j): variant c.
+    Half,
+    /// sum_j tanh(sign(tau_i) z_i * sign(tau_j) z_j): variant d.
+    Pairs,
+}
+
+/// Clamp bounds of the magnitudes of one expert; `lo <= hi`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounds {
+    /// The lower one.
+    pub lo: f32,
+    /// The upper one.
+    pub hi: f32,
+}
+
+/// What turns the scores of one expert into weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cut {
+    /// Scores up to this have weight 0.
+    pub threshold: f32,
+    /// Largest score minus threshold: that score has weight 1.
+    pub span: f32,
+    /// Whether the expert has any weight at all.
+    pub active: bool,
+}
+
+/// What one expert got over a number of elements. Sums of integers: their order does not matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Elements with a weight above 0.
+    pub kept: u64,
+    /// Sum of the weights in units of 2^-24, each cut to that.
+    weight: u64,
+}
+
+impl Tally {
+    /// Adds another tally.
+    pub fn merge(&mut self, other: Self) {
+        self.kept += other.kept;
+        self.weight += other.weight;
+    }
+
+    /// The sum of the weights.
+    pub fn weight(self) -> f64 {
+        self.weight as f64 / WEIGHT_ONE
+    }
+}
+
+const WEIGHT_ONE: f64 = 16_777_216.0;
+
+/// Space for intermediate rows. Grows to the largest block once.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    sum: Vec<f32>,
+    inter: Vec<f32>,
+    signed: Vec<f32>,
+}
+
+impl Scratch {
+    fn resize(&mut self, len: usize, rows: usize) {
+        self.sum.resize(len, 0.0);
+        self.inter.resize(len, 0.0);
+        self.signed.resize(len * rows, 0.0);
+    }
+}
+
+/// Above this many experts exp(n) would overflow, and n (z^2 - 1) is used instead, which scales all
+/// scores of all experts by one constant.
+const SHIFT_ABOVE: usize = 80;
+
+impl Bounds {
+    #[inline(always)]
+    fn clamped(self, tau: f32) -> f32 {
+        let magnitude = tau.abs();
+        let raised = if magnitude < self.lo { self.lo } else { magnitude };
+        if raised > self.hi { self.hi } else { raised }
+    }
+
+    /// What to divide by; any number where all magnitudes are clamped to one value.
+    #[inline(always)]
+    fn width(self) -> f32 {
+        let width = self.hi - self.lo;
+        if width > 0.0 { width } else { 1.0 }
+    }
+}
+
+#[inline(always)]
+fn sign_of(tau: f32) -> f32 {
+    if tau == 0.0 { 0.0 } else { 1f32.copysign(tau) }
+}
+
+#[inline(always)]
+fn sum_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+    out.fill(0.0);
+    for row in rows {
+        for (out, value) in out.iter_mut().zip(row) {
+            *out += value;
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn scores(
+    inter: Inter,
+    taus: &[&[f32]],
+    bounds: &[Bounds],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (n, len) = (taus.len(), taus.first().map_or(0, |row| row.len()));
+    if len == 0 {
+        return;
+    }
+    scratch.resize(len, n);
+    let Scratch { sum, inter: term, signed } = scratch;
+    if inter == Inter::Raw {
+        sum_rows(taus.iter().copied(), sum);
+    } else {
+        for ((tau, bounds), signed) in taus.iter().zip(bounds).zip(signed.chunks_exact_mut(len)) {
+            let (lo, width) = (bounds.lo, bounds.width());
+            for (signed, &tau) in signed.iter_mut().zip(*tau) {
+                *signed = sign_of(tau) * ((bounds.clamped(tau) - lo) / width);
+            }
+        }
+        sum_rows(signed.chunks_exact(len), sum);
+    }
+    let shift = if n > SHIFT_ABOVE { 1.0 } else { 0.0 };
+    let factor = n as f32;
+    for (i, out) in out.chunks_exact_mut(len).enumerate().take(n) {
+        let (tau, bounds) = (&taus[i][..len], bounds[i]);
+        if inter == Inter::Pairs {
+            out.fill(0.0);
+            let own = &signed[i * len..(i + 1) * len];
+            for other in signed.chunks_exact(len) {
+                for ((out, own), other) in out.iter_mut().zip(own).zip(other) {
+                    *out += tanh(own * other);
+                }
+            }
+        } else {
+            for ((term, tau), sum) in term.iter_mut().zip(tau).zip(&*sum) {
+                *term = tau * sum;
+            }
+            tanh_all(term, out);
+        }
+        let (lo, width) = (bounds.lo, bounds.width());
+        for (out, &tau) in out.iter_mut().zip(tau) {
+            let z = (bounds.clamped(tau) - lo) / width;
+            *out *= exp(factor * (z * z - shift));
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn merge(
+    base: &[f32],
+    taus: &[&[f32]],
+    scores: &[f32],
+    bounds: &[Bounds],
+    cuts: &[Cut],
+    lambdas: &[f32],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    tallies: &mut [Tally],
+) {
+    let (n, len) = (taus.len(), base.len());
+    if len == 0 {
+        return;
+    }
+    scratch.resize(len, n);
+    let Scratch { sum, signed: weights, .. } = scratch;
+    for (i, weights) in weights.chunks_exact_mut(len).enumerate().take(n) {
+        let cut = cuts[i];
+        if !cut.active {
+            weights.fill(0.0);
+            continue;
+        }
+        let (mut kept, mut total) = (0u32, 0u64);
+        for (weight, &score) in weights.iter_mut().zip(&scores[i * len..(i + 1) * len]) {
+            let above = score - cut.threshold;
+            *weight = if above > 0.0 { above } else { 0.0 } / cut.span;
+            kept += u32::from(*weight > 0.0);
+            total += u64::from((*weight * WEIGHT_ONE as f32) as u32);
+        }
+        tallies[i].merge(Tally { kept: u64::from(kept), weight: total });
+    }
+    sum_rows(weights.chunks_exact(len), sum);
+    for sum in &mut *sum {
+        *sum = if *sum < 1e-12 { 1e-12 } else { *sum };
+    }
+    out.fill(0.0);
+    for (i, weights) in weights.chunks_exact(len).enumerate().take(n) {
+        let (bounds, lambda) = (bounds[i], lambdas[i]);
+        let row = weights.iter().zip(taus[i]).zip(&*sum);
+        for (out, ((weight, &tau), sum)) in out.iter_mut().zip(row) {
+            let value = sign_of(tau) * bounds.clamped(tau);
+            // The share of this expert, without lambda: any lambdas combine the same shares.
+            let share = weight * value / sum;
+            *out += lambda * share;
+        }
+    }
+    for (out, base) in out.iter_mut().zip(base) {
+        *out += base;
+    }
+}
+
+#[inline(always)]
+pub(super) fn products(a: &[f32], b: &[f32], out: &mut [f32]) {
+    for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        *out = a * b;
+    }
+}
+
+/// A softmax over min-max scaled values: exp(factor * scaled - greatest).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Softmax {
+    least: f32,
+    width: f32,
+    factor: f32,
+    greatest: f32,
+}
+
+impl Softmax {
+    /// For values in `least..=most`. Values that are all equal are scaled to 0.
+    pub fn new((least, most): (f32, f32), factor: f32) -> Self {
+        let width = most - least;
+        if width > 0.0 {
+            Self { least, width, factor, greatest: factor }
+        } else {
+            Self { least, width: 1.0, factor, greatest: 0.0 }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn softmax_numerators(softmax: &Softmax, products: &[f32], out: &mut [f32]) {
+    for (out, value) in out.iter_mut().zip(products) {
+        let scaled = (value - softmax.least) / softmax.width;
+        *out = exp(softmax.factor * scaled - softmax.greatest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{Float, Kernels, keys};
+    use proptest::prelude::*;
+
+    const SPECIAL: [f32; 12] =
+        [0.0, -0.0, 1e-45, -1e-39, 1e-20, -3e-4, 3e-4, 0.1, -0.7, 2.5, -40.0, 1e19];
+
+    fn rows(n: usize, len: usize, seed: u64) -> Vec<Vec<f32>> {
+        let mut x = seed | 1;
+        let mut next = move || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            let special = SPECIAL[(x >> 40) as usize % SPECIAL.len()];
+            if x % 3 == 0 { special } else { (x >> 32) as i32 as f32 * 1e-12 }
+        };
+        (0..n).map(|_| (0..len).map(|_| next()).collect()).collect()
+    }
+
+    /// Everything that is computed from a block, as bits.
+    fn outputs(kernels: &Kernels, inter: Inter, taus: &[Vec<f32>]) -> Vec<u32> {
+        let (n, len) = (taus.len(), taus[0].len());
+        let taus: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
+        let bounds = vec![Bounds { lo: 1e-6, hi: 0.5 }; n];
+        let cuts = vec![Cut { threshold: 0.01, span: 3.0, active: true }; n];
+        let (base, lambdas) = (vec![0.25; len], vec![1.1; n]);
+        let mut scratch = Scratch::default();
+        let (mut scores, mut out) = (vec![0.0; n * len], vec![0.0; len]);
+        let mut tallies = vec![Tally::default(); n];
+        kernels.pcb_scores(inter, &taus, &bounds, &mut scratch, &mut scores);
+        kernels.pcb_merge(
+            &base,
+            &taus,
+            &scores,
+            &bounds,
+            &cuts,
+            &lambdas,
+            &mut scratch,
+            &mut out,
+            &mut tallies,
+        );
+        let mut bits: Vec<u32> = scores.iter().chain(&out).map(|v| v.to_bits()).collect();
+        let mut row = vec![0.0; len];
+        kernels.products(taus[0], taus[n - 1], &mut row);
+        kernels.softmax_numerators(&Softmax::new((-1.0, 3.0), 2.0), taus[0], &mut row);
+        bits.extend(row.iter().map(|v| v.to_bits()));
+        bits.extend(tallies.iter().flat_map(|t| [t.kept as u32, t.weight as u32]));
+        bits
+    }
+
+    #[test]
+    fn every_path_gives_the_scalar_bits_on_every_length() {
+        let scalar = Kernels::available().next().unwrap();
+        for kernels in Kernels::available() {
+            for inter in [Inter::Raw, Inter::Half, Inter::Pairs] {
+                for len in (1..=70).chain([4096, 4099]) {
+                    let taus = rows(3, len, len as u64 + 17);
+                    let expected = outputs(scalar, inter, &taus);
+                    assert_eq!(
+                        outputs(kernels, inter, &taus),
+                        expected,
+                        "{kernels:?} {inter:?} {len}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equal_inputs_give_equal_scores_at_every_position() {
+        for kernels in Kernels::available() {
+            for inter in [Inter::Raw, Inter::Half, Inter::Pairs] {
+                let taus: Vec<Vec<f32>> = [3.1e-4, -2e-4, 0.03].map(|t| vec![t; 77]).into();
+                let taus: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
+                let bounds = [Bounds { lo: 1e-6, hi: 0.02 }; 3];
+                let mut out = vec![0.0; 3 * 77];
+                kernels.pcb_scores(inter, &taus, &bounds, &mut Scratch::default(), &mut out);
+                for row in out.chunks(77) {
+                    assert!(
+                        row[0].is_finite() && row.iter().all(|v| v.to_bits() == row[0].to_bits())
+                    );
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_and_encoding_do_not_depend_on_the_path_or_the_alignment(
+            bytes in prop::collection::vec(any::<u8>(), 16..900),
+            skip in 0usize..16,
+        ) {
+            let bytes = &bytes[skip..];
+            let scalar = Kernels::available().next().unwrap();
+            for float in [Float::F64, Float::F32, Float::F16, Float::BF16, Float::F8E4M3, Float::F8E5M2] {
+                let len = bytes.len() / float.size();
+                let decode = |kernels: &Kernels| {
+                    let (mut values, mut tau, mut stored) = (vec![0.0; len], vec![0.0; len], vec![0; len * float.size()]);
+                    kernels.decode(float, bytes, &mut values);
+                    kernels.decode_minus_base(float, bytes, &vec![0.5; len], &mut tau);
+                    kernels.encode(float, &values, &mut stored);
+                    // NaNs are refused before anything is computed from them: any NaN will do.
+                    let bits: Vec<u32> = values.iter().chain(&tau)
+                        .map(|v| if v.is_nan() { 0x7fc0_0000 } else { v.to_bits() }).collect();
+                    (bits, kernels.max_magnitude_bits(&values) >= keys::INFINITY, stored)
+                };
+                let expected = decode(scalar);
+                for kernels in Kernels::available() {
+                    let got = decode(kernels);
+                    prop_assert_eq!(&got.0, &expected.0);
+                    prop_assert_eq!(got.1, expected.1);
+                    if !expected.1 {
+                        prop_assert_eq!(&got.2, &expected.2);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Stages behind a pointer: the typed state of a [`Stage`] as an opaque [`State`].
+
+use std::any::Any;
+
+use super::{Block, MethodError, Next, Stage};
+
+/// The state of some stage. Belongs to the stage that made it.
+pub struct State(Box<dyn Any + Send>);
+
+/// A [`Stage`] whose state type is hidden, so that an engine can run any of them.
+///
+/// Every method must be given states made by the same stage.
+pub trait AnyStage: Send + Sync {
+    /// See [`Stage::name`].
+    fn name(&self) -> &'static str;
+    /// See [`Stage::writes`].
+    fn writes(&self) -> bool;
+    /// See [`Stage::empty`].
+    fn empty(&self) -> State;
+    /// See [`Stage::add`].
+    fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]);
+    /// See [`Stage::merge`].
+    fn merge(&self, into: &mut State, from: State);
+    /// See [`Stage::finish`].
+    ///
+    /// # Errors
+    /// Those of [`Stage::finish`].
+    fn finish(self: Box<Self>, state: State) -> Result<Next, MethodError>;
+}
+
+impl<S: Stage> AnyStage for S {
+    fn name(&self) -> &'static str {
+        Stage::name(self)
+    }
+
+    fn writes(&self) -> bool {
+        Stage::writes(self)
+    }
+
+    fn empty(&self) -> State {
+        State(Box::new(Stage::empty(self)))
+    }
+
+    fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]) {
+        Stage::add(self, own::<S>(state), block, out);
+    }
+
+    fn merge(&self, into: &mut State, from: State) {
+        Stage::merge(self, own::<S>(into), take::<S>(from));
+    }
+
+    fn finish(self: Box<Self>, state: State) -> Result<Next, MethodError> {
+        Stage::finish(*self, take::<S>(state))
+    }
+}
+
+#[expect(clippy::expect_used, reason = "states never leave the pass of the stage that made them")]
+fn own<S: Stage>(state: &mut State) -> &mut S::State {
+    state.0.downcast_mut().expect("a state was given to another stage")
+}
+
+#[expect(clippy::expect_used, reason = "states never leave the pass of the stage that made them")]
+fn take<S: Stage>(state: State) -> S::State {
+    *state.0.downcast().expect("a state was given to another stage")
+}

@@ -1,0 +1,172 @@
+//! PCB-Merging (Parameter Competition Balancing, arXiv 2410.02396), in five variants.
+//!
+//! ```text
+//! magnitudes (2 passes)      lo_i, hi_i = order statistics of |tau_i|
+//! scores     (2 passes)      B_i = exp(n z_i^2) * inter_i;  thr_i, mx_i
+//! map        (1 pass)        s_i = (B_i - thr_i)+ / (mx_i - thr_i);  out = base + sum lambda_i u_i
+//! ```
+//!
+//! The authors' repository (github.com/duguodong7/pcb-merging) holds four programs that differ
+//! in the clamp and in the inter-competition term: variants `a` to `d`. Variant `paper` is the
+//! softmax form of the article itself. `docs/methods.md` has the formulas.
+
+mod magnitudes;
+mod map;
+mod paper;
+mod scores;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::{AnyStage, ExpertOutcome, Method, MethodError, Note, Operand};
+use crate::kernel::Kernels;
+use crate::kernel::pcb::Inter;
+use crate::stats::Selector;
+
+/// Which published definition of PCB is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// `pcb-merging.py`, the README's "key steps": clamp at 0.01 %, tanh(tau * S).
+    A,
+    /// `nlp_source_code/utils/merge_utils.py`: clamp at 1 %, otherwise as `A`.
+    B,
+    /// `vision_source_code/pcb.py`: clamp at 1 %, tanh(tau * sum of signed normed magnitudes).
+    C,
+    /// `vision_source_code/pcb_ES.py`: clamp at 1 %, sum of tanh over pairs.
+    D,
+    /// The article's equations 1 to 7, with min-max as Norm. Experimental.
+    Paper,
+}
+
+impl Variant {
+    /// The name used on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::A => "a",
+            Variant::B => "b",
+            Variant::C => "c",
+            Variant::D => "d",
+            Variant::Paper => "paper",
+        }
+    }
+}
+
+/// PCB with its parameters.
+#[derive(Clone)]
+pub struct Pcb {
+    setup: Arc<Setup>,
+}
+
+/// What all stages of all units share.
+struct Setup {
+    variant: Variant,
+    keep: f64,
+    lambdas: Vec<f32>,
+    kernels: &'static Kernels,
+}
+
+impl Pcb {
+    /// PCB for `lambdas.len()` experts, keeping the fraction `keep` of each.
+    pub fn new(variant: Variant, keep: f64, lambdas: Vec<f32>, kernels: &'static Kernels) -> Self {
+        Self { setup: Arc::new(Setup { variant, keep, lambdas, kernels }) }
+    }
+}
+
+impl Method for Pcb {
+    fn describe(&self) -> String {
+        format!("pcb {}, keep {}", self.setup.variant.name(), self.setup.keep)
+    }
+
+    fn operand(&self) -> Operand {
+        Operand::TaskVector
+    }
+
+    fn passes(&self, elements: u64) -> Vec<&'static str> {
+        let small = elements <= crate::stats::SMALL;
+        let mut passes = Vec::new();
+        if self.setup.variant == Variant::Paper {
+            passes.extend(["products", "softmax sums"]);
+        } else {
+            passes.push("magnitudes");
+            if !small {
+                passes.push("magnitudes, refined");
+            }
+        }
+        passes.push("scores");
+        if !small {
+            passes.push("scores, refined");
+        }
+        passes.push("merge");
+        passes
+    }
+
+    fn state_bytes(&self, elements: u64) -> u64 {
+        let n = self.setup.lambdas.len() as u64;
+        let ranks = if self.setup.variant == Variant::Paper { 1 } else { 2 };
+        let counts = Selector::state_bytes(elements, ranks);
+        let pairs = if self.setup.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
+        let rows = (4 * n + 4) * super::BLOCK as u64 * 4;
+        n * counts + rows + pairs * 32
+    }
+
+    fn start(&self, elements: u64) -> Result<Box<dyn AnyStage>, MethodError> {
+        let rank = self.setup.threshold_rank(elements)?;
+        Ok(match self.setup.variant {
+            Variant::Paper => Box::new(paper::Products::new(self.setup.clone(), elements, rank)),
+            _ => Box::new(magnitudes::Magnitudes::new(self.setup.clone(), elements, rank)),
+        })
+    }
+}
+
+impl Setup {
+    fn experts(&self) -> usize {
+        self.lambdas.len()
+    }
+
+    /// Fraction of the magnitudes that is clamped at each end.
+    fn clamped(&self) -> f64 {
+        if self.variant == Variant::A { 0.0001 } else { 0.01 }
+    }
+
+    fn inter(&self) -> Inter {
+        match self.variant {
+            Variant::A | Variant::B | Variant::Paper => Inter::Raw,
+            Variant::C => Inter::Half,
+            Variant::D => Inter::Pairs,
+        }
+    }
+
+    /// Ranks of the clamp bounds: trunc(d q) and trunc(d (1 - q) - 1), in doubles as the
+    /// authors' `clamp` computes them.
+    fn clamp_ranks(&self, elements: u64) -> [u64; 2] {
+        let (d, q) = (elements as f64, self.clamped());
+        // A float cast to an integer truncates toward zero, as Python's int() does.
+        [(d * q) as u64, (d * (1.0 - q) - 1.0) as u64]
+    }
+
+    /// Rank of the score threshold: trunc(d (1 - keep)).
+    fn threshold_rank(&self, elements: u64) -> Result<u64, MethodError> {
+        let rank = (elements as f64 * (1.0 - self.keep)) as u64;
+        if rank >= elements && elements > 0 {
+            return Err(MethodError::KeepTooSmall { keep: self.keep, elements });
+        }
+        Ok(rank)
+    }
+}
+
+/// What the folds found out about one expert.
+#[derive(Clone, Debug, Default)]
+struct Findings {
+    /// The task vector is all zero: no weight, whatever its scores.
+    empty: bool,
+    figures: Vec<(&'static str, f32)>,
+    notes: Vec<Note>,
+}
+
+impl Findings {
+    fn outcome(self, kept: u64, weight: f64) -> ExpertOutcome {
+        ExpertOutcome { kept, weight, figures: self.figures, notes: self.notes }
+    }
+}

@@ -1,0 +1,323 @@
+//! Matches the tensors of base and experts by name and decides what happens to each.
+
+use safetensors::Dtype;
+
+use super::problem::{Problem, Problems};
+use super::{Action, PlanError, SourceRef, select::Selection};
+use crate::checkpoint::{Catalog, TensorInfo};
+use crate::kernel::Float;
+use crate::recipe::{Missing, Recipe, Vocab};
+
+/// Base and experts, opened, with the names they go by in messages.
+pub struct Inputs {
+    /// The base checkpoint.
+    pub base: Catalog,
+    /// The experts, in recipe order.
+    pub experts: Vec<Catalog>,
+    /// Display names: the base's, then the experts'.
+    pub labels: Vec<String>,
+}
+
+impl Inputs {
+    /// Base and experts, in this order.
+    pub fn catalogs(&self) -> impl Iterator<Item = &Catalog> {
+        std::iter::once(&self.base).chain(&self.experts)
+    }
+
+    /// Position of a file of checkpoint `checkpoint` (0 is the base) among the files of all.
+    pub fn file_index(&self, checkpoint: usize, file: u32) -> u32 {
+        self.catalogs().take(checkpoint).map(|c| c.files.len() as u32).sum::<u32>() + file
+    }
+}
+
+/// One tensor of the output: where its parts come from.
+#[derive(Clone, Debug)]
+pub(super) struct Aligned {
+    /// Index into the base's catalog.
+    pub base: usize,
+    /// Runs of elements from the start of the tensor, without gaps.
+    pub parts: Vec<Part>,
+}
+
+/// A run of elements of one tensor that is treated alike.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What is done with it.
+    pub action: Action,
+    /// Number of elements (bytes, for [`Action::Copy`]).
+    pub elements: u64,
+    /// Base, then experts; only the base where the experts do not matter.
+    pub sources: Vec<SourceRef>,
+}
+
+/// The outcome of matching all tensors.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Alignment {
+    /// The output's tensors, in the base's name order.
+    pub tensors: Vec<Aligned>,
+    /// Names of tensors that some expert lacks and that count as unchanged there.
+    pub missing: Vec<(String, String)>,
+    /// Names of tensors that the base lacks and that are left out: (expert, tensor).
+    pub extra: Vec<(String, String)>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Matches all tensors.
+///
+/// # Errors
+/// [`PlanError::Inconsistent`] with everything that does not match, unless the recipe says how
+/// to go on.
+pub(super) fn align(
+    recipe: &Recipe,
+    inputs: &Inputs,
+    selection: &Selection,
+) -> Result<Alignment, PlanError> {
+    let mut found = Alignment::default();
+    let mut problems = Problems::default();
+    let matcher = Matcher { recipe, inputs, selection };
+    for (index, tensor) in inputs.base.tensors.iter().enumerate() {
+        let parts = matcher.parts(tensor, &mut found, &mut problems);
+        found.tensors.push(Aligned { base: index, parts });
+    }
+    matcher.extras(&mut found, &mut problems);
+    matcher.mixed_types(&mut found.warnings);
+    problems.into_result()?;
+    Ok(found)
+}
+
+struct Matcher<'a> {
+    recipe: &'a Recipe,
+    inputs: &'a Inputs,
+    selection: &'a Selection,
+}
+
+impl Matcher<'_> {
+    fn parts(
+        &self,
+        base: &TensorInfo,
+        found: &mut Alignment,
+        problems: &mut Problems,
+    ) -> Vec<Part> {
+        let float = base.dtype.known().and_then(Float::from_dtype);
+        match float {
+            _ if !self.selection.merges(&base.name) => vec![self.unmerged(base, float)],
+            Some(float) if !self.block_scaled(base) => self.merged(base, float, found, problems),
+            _ => vec![self.copied(base, problems)],
+        }
+    }
+
+    /// A tensor that the recipe excludes: the base's, converted if the output type asks for it.
+    fn unmerged(&self, base: &TensorInfo, float: Option<Float>) -> Part {
+        match float {
+            Some(float) => Part {
+                action: Action::Convert,
+                elements: base.elements(),
+                sources: vec![self.source(0, base, float)],
+            },
+            None => self.raw(base, vec![self.source(0, base, Float::F8E4M3)], false),
+        }
+    }
+
+    /// A tensor that is not a plain float: the base's bytes, if all models agree on them.
+    fn copied(&self, base: &TensorInfo, problems: &mut Problems) -> Part {
+        let mut sources = vec![self.source(0, base, Float::F8E4M3)];
+        for (e, expert) in self.inputs.experts.iter().enumerate() {
+            match expert.get(&base.name) {
+                Some(other) if other.shape == base.shape && other.dtype == base.dtype => {
+                    sources.push(self.source(e + 1, other, Float::F8E4M3));
+                }
+                Some(other) => problems.push(Problem::NotMergeable {
+                    tensor: base.name.to_string(),
+                    dtype: base.dtype.to_string(),
+                    expert: self.label(e),
+                    other: format!("{} {:?}", other.dtype, other.shape),
+                }),
+                None if self.recipe.missing == Missing::Base => {}
+                None => problems.push(self.missing(e, base)),
+            }
+        }
+        self.raw(base, sources, true)
+    }
+
+    fn raw(&self, base: &TensorInfo, sources: Vec<SourceRef>, check: bool) -> Part {
+        Part { action: Action::Copy { check }, elements: base.len, sources }
+    }
+
+    fn merged(
+        &self,
+        base: &TensorInfo,
+        float: Float,
+        found: &mut Alignment,
+        problems: &mut Problems,
+    ) -> Vec<Part> {
+        let mut sources = vec![self.source(0, base, float)];
+        let mut common = base.elements();
+        for (e, expert) in self.inputs.experts.iter().enumerate() {
+            let Some(other) = expert.get(&base.name) else {
+                if self.recipe.missing == Missing::Base {
+                    found.missing.push((self.label(e), base.name.to_string()));
+                    sources.push(self.source(0, base, float));
+                } else {
+                    problems.push(self.missing(e, base));
+                }
+                continue;
+            };
+            let Some(other_float) = other.dtype.known().and_then(Float::from_dtype) else {
+                problems.push(Problem::NotMergeable {
+                    tensor: base.name.to_string(),
+                    dtype: base.dtype.to_string(),
+                    expert: self.label(e),
+                    other: format!("{} {:?}", other.dtype, other.shape),
+                });
+                continue;
+            };
+            sources.push(self.source(e + 1, other, other_float));
+            if other.shape == base.shape {
+                continue;
+            }
+            let vocabulary = self.is_vocabulary(base, other);
+            if vocabulary && self.recipe.vocab == Vocab::Common {
+                let (rows, columns) = (base.shape[0].min(other.shape[0]), row_len(base));
+                common = common.min(rows * columns);
+                found.warnings.push(format!(
+                    "{}: {} has {} rows and the base {}; the {rows} rows both have are merged, \
+                     the output keeps the base's rows",
+                    base.name,
+                    self.label(e),
+                    other.shape[0],
+                    base.shape[0],
+                ));
+            } else {
+                problems.push(Problem::Shape {
+                    tensor: base.name.to_string(),
+                    base: base.shape.to_vec(),
+                    expert: self.label(e),
+                    other: other.shape.to_vec(),
+                    vocabulary,
+                });
+            }
+        }
+        self.split(base, float, common, sources)
+    }
+
+    /// The part that all models have, and the base's tail.
+    fn split(
+        &self,
+        base: &TensorInfo,
+        float: Float,
+        common: u64,
+        sources: Vec<SourceRef>,
+    ) -> Vec<Part> {
+        let total = base.elements();
+        let mut tail = self.source(0, base, float);
+        tail.offset += common * float.size() as u64;
+        let merged = Part { action: Action::Merge, elements: common, sources };
+        let kept = Part { action: Action::Convert, elements: total - common, sources: vec![tail] };
+        [merged, kept].into_iter().filter(|part| part.elements > 0).collect()
+    }
+
+    fn extras(&self, found: &mut Alignment, problems: &mut Problems) {
+        for (e, expert) in self.inputs.experts.iter().enumerate() {
+            for tensor in &expert.tensors {
+                if self.inputs.base.get(&tensor.name).is_some()
+                    || !self.selection.merges(&tensor.name)
+                {
+                    continue;
+                }
+                if self.recipe.missing == Missing::Base {
+                    found.extra.push((self.label(e), tensor.name.to_string()));
+                } else {
+                    problems.push(Problem::Extra {
+                        expert: self.label(e),
+                        tensor: tensor.name.to_string(),
+                    });
+                }
+            }
+        }
+    }
+
+    fn mixed_types(&self, warnings: &mut Vec<String>) {
+        let dominant = |catalog: &Catalog| {
+            let mut bytes: Vec<(Dtype, u64)> = Vec::new();
+            for tensor in &catalog.tensors {
+                let Some(dtype) = tensor.dtype.known() else { continue };
+                match bytes.iter_mut().find(|(d, _)| *d == dtype) {
+                    Some((_, sum)) => *sum += tensor.len,
+                    None => bytes.push((dtype, tensor.len)),
+                }
+            }
+            bytes.into_iter().max_by_key(|&(_, sum)| sum).map(|(dtype, _)| dtype)
+        };
+        let base = dominant(&self.inputs.base);
+        for (e, expert) in self.inputs.experts.iter().enumerate() {
+            let other = dominant(expert);
+            if let (Some(base), Some(other)) = (base, other)
+                && base != other
+            {
+                warnings.push(format!(
+                    "{} is stored as {other:?} and the base as {base:?}; rounding differences \
+                     between the two count as changes of the expert",
+                    self.label(e),
+                ));
+            }
+        }
+    }
+
+    fn missing(&self, expert: usize, base: &TensorInfo) -> Problem {
+        Problem::Missing { expert: self.label(expert), tensor: base.name.to_string() }
+    }
+
+    fn label(&self, expert: usize) -> String {
+        self.inputs.labels[expert + 1].clone()
+    }
+
+    fn source(&self, checkpoint: usize, tensor: &TensorInfo, float: Float) -> SourceRef {
+        let file = self.inputs.file_index(checkpoint, tensor.file);
+        SourceRef { checkpoint: checkpoint as u32, file, offset: tensor.offset, float }
+    }
+
+    /// Whether the tensor's floats are codes that a scale tensor beside it gives a meaning.
+    fn block_scaled(&self, tensor: &TensorInfo) -> bool {
+        let is_scale = |name: &str| {
+            ["_scale_inv", "_scale", "_scale_2"].iter().any(|end| {
+                name.strip_suffix(end).is_some_and(|stem| {
+                    self.inputs.base.get(stem).is_some_and(|t| t.dtype.bits_at_most(8))
+                })
+            })
+        };
+        let has_scale = tensor.dtype.bits_at_most(8)
+            && ["_scale_inv", "_scale"]
+                .iter()
+                .any(|end| self.inputs.base.get(&format!("{}{end}", tensor.name)).is_some());
+        has_scale || is_scale(&tensor.name)
+    }
+
+    /// Whether only the number of rows of an embedding-like matrix differs.
+    fn is_vocabulary(&self, base: &TensorInfo, other: &TensorInfo) -> bool {
+        let (Some(&rows), Some(_)) = (base.shape.first(), other.shape.first()) else {
+            return false;
+        };
+        let named = [
+            "embed_tokens",
+            "lm_head",
+            "wte",
+            "embed_in",
+            "embed_out",
+            "shared",
+            "word_embeddings",
+        ]
+        .iter()
+        .any(|part| base.name.split('.').any(|component| component == *part));
+        let configured = self.inputs.base.config.as_ref().is_some_and(|config| {
+            let size =
+                |c: &serde_json::Value| c.get("vocab_size").and_then(serde_json::Value::as_u64);
+            size(config) == Some(rows) || config.get("text_config").and_then(size) == Some(rows)
+        });
+        base.shape[1..] == other.shape[1..] && (named || configured)
+    }
+}
+
+fn row_len(tensor: &TensorInfo) -> u64 {
+    tensor.shape[1..].iter().product()
+}

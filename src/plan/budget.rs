@@ -1,0 +1,200 @@
+//! Memory: who gets how much of `--memory`, decided before anything is read.
+
+use serde::Serialize;
+
+use super::PlanError;
+use super::reading::{Grain, Mode};
+
+/// Bytes per purpose; their sum is the planned peak.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Budget {
+    /// What may be used at most.
+    pub limit: u64,
+    /// Where the limit comes from.
+    pub source: String,
+    /// Elements per tile.
+    pub tile_elements: u32,
+    /// Worker threads.
+    pub workers: usize,
+    /// Tiles in flight: the size of the buffer pool.
+    pub tiles: usize,
+    /// Bytes between two write-behind steps.
+    pub write_behind: u64,
+    /// The unit in which page cache is filled and dropped.
+    #[serde(skip)]
+    pub grain: Grain,
+    /// Inputs of the tiles in flight: mapped windows or buffers, and the page cache under them.
+    pub input_bytes: u64,
+    /// Output buffers of the tiles in flight.
+    pub output_bytes: u64,
+    /// Statistics, one state per worker.
+    pub fold_bytes: u64,
+    /// Written pages that the disk has not taken yet.
+    pub write_bytes: u64,
+    /// Parsed headers, the plan, the program itself and slack.
+    pub fixed_bytes: u64,
+}
+
+impl Budget {
+    /// The planned peak.
+    pub fn total(&self) -> u64 {
+        self.input_bytes + self.output_bytes + self.fold_bytes + self.write_bytes + self.fixed_bytes
+    }
+}
+
+/// What the budget depends on.
+#[derive(Clone, Debug)]
+pub(super) struct Demand {
+    /// How inputs are read.
+    pub mode: Mode,
+    /// Number of checkpoints.
+    pub inputs: u64,
+    /// Bytes per element in the widest of them.
+    pub input_bytes: u64,
+    /// Bytes per element of the output.
+    pub output_bytes: u64,
+    /// State that one worker holds, for units of the largest size.
+    pub state_bytes: u64,
+    /// Headers and plan.
+    pub catalog_bytes: u64,
+    /// The largest unit that gains from fitting in one tile (its statistics then cost no
+    /// second read), in elements.
+    pub whole: Option<u64>,
+    /// Threads wanted.
+    pub threads: usize,
+    /// Fixed tile size, if asked for.
+    pub tile: Option<u32>,
+}
+
+/// The program, its thread stacks and what the allocator keeps: 7 to 9 MiB were measured; the
+/// rest is slack for kernel memory charged to the process.
+const PROGRAM: u64 = 14 << 20;
+/// Elements of a tile where memory does not matter: 1 MiB windows of 2-byte types. Larger ones
+/// read no faster.
+const WANTED: u32 = 1 << 19;
+const LEAST: u32 = 1 << 14;
+/// Tiles being filled or written while the workers have one each.
+const AHEAD: usize = 2;
+
+/// Divides `limit` up: tiles as large as wanted, then smaller ones, then fewer workers.
+///
+/// # Errors
+/// [`PlanError::Memory`] with the smallest limit that works.
+pub(super) fn budget(limit: u64, source: String, demand: &Demand) -> Result<Budget, PlanError> {
+    let wanted = match (demand.tile, demand.whole) {
+        (Some(tile), _) => tile,
+        (None, Some(whole)) => whole.clamp(WANTED.into(), u32::MAX.into()) as u32,
+        (None, None) => WANTED,
+    };
+    let mut plan = compute(limit, source, demand, wanted, demand.threads.max(1));
+    while plan.total() > limit {
+        let can_shrink = demand.tile.is_none() && plan.tile_elements > LEAST;
+        let (tile, workers) = if can_shrink && plan.tile_elements > WANTED / 8 {
+            (plan.tile_elements / 2, plan.workers)
+        } else if plan.workers > 1 {
+            (plan.tile_elements, plan.workers - 1)
+        } else if can_shrink {
+            (plan.tile_elements / 2, 1)
+        } else {
+            return Err(too_small(&plan));
+        };
+        plan = compute(limit, plan.source, demand, tile.max(LEAST.min(wanted)), workers);
+    }
+    Ok(plan)
+}
+
+fn compute(limit: u64, source: String, demand: &Demand, tile: u32, workers: usize) -> Budget {
+    let tiles = workers + AHEAD;
+    let window = u64::from(tile) * demand.input_bytes;
+    let span = window * tiles as u64;
+    // Small budgets take the grain that costs more time and less memory.
+    let grain = match demand.mode {
+        Mode::Mmap => Grain::fit(demand.inputs, span, limit / 2),
+        Mode::Pread | Mode::Direct => Grain::Exact,
+    };
+    let input_bytes = match demand.mode {
+        Mode::Mmap => grain.footprint(demand.inputs, span),
+        // Buffers, and page cache for the tile being read and the one asked for.
+        Mode::Pread => demand.inputs * span + grain.footprint(demand.inputs, 2 * window),
+        Mode::Direct => demand.inputs * (span + (8 << 10) * tiles as u64),
+    };
+    let write_behind = (u64::from(tile) * demand.output_bytes).clamp(1 << 20, 8 << 20);
+    Budget {
+        limit,
+        source,
+        tile_elements: tile,
+        workers,
+        tiles,
+        write_behind,
+        grain,
+        input_bytes,
+        output_bytes: u64::from(tile) * demand.output_bytes * tiles as u64,
+        fold_bytes: demand.state_bytes * workers as u64,
+        write_bytes: 2 * write_behind,
+        fixed_bytes: PROGRAM + demand.catalog_bytes,
+    }
+}
+
+fn too_small(plan: &Budget) -> PlanError {
+    let terms = [
+        ("statistics", plan.fold_bytes),
+        ("tiles", plan.input_bytes + plan.output_bytes),
+        ("program and headers", plan.fixed_bytes),
+        ("writing", plan.write_bytes),
+    ];
+    let largest = terms.into_iter().max_by_key(|&(_, bytes)| bytes).unwrap_or(terms[0]);
+    PlanError::Memory {
+        limit: plan.limit,
+        source_of_limit: plan.source.clone(),
+        // Rounded up to a number one would type.
+        needed: plan.total().div_ceil(1 << 20) << 20,
+        largest: largest.0,
+        largest_bytes: largest.1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(experts: u64) -> Demand {
+        Demand {
+            mode: Mode::Mmap,
+            inputs: experts + 1,
+            input_bytes: 2,
+            output_bytes: 2,
+            state_bytes: experts << 20,
+            catalog_bytes: 1 << 20,
+            whole: None,
+            threads: 2,
+            tile: None,
+        }
+    }
+
+    #[test]
+    fn three_experts_fit_in_64_mib_with_both_workers() {
+        let plan = budget(64 << 20, String::new(), &demand(3)).unwrap();
+        assert!(plan.total() <= 64 << 20);
+        assert_eq!((plan.workers, plan.tile_elements), (2, WANTED));
+    }
+
+    #[test]
+    fn the_smallest_limit_it_names_works_and_one_mib_less_does_not() {
+        for experts in [1, 3, 16, 90] {
+            let demand = demand(experts);
+            let Err(PlanError::Memory { needed, .. }) = budget(1 << 20, String::new(), &demand)
+            else {
+                panic!("1 MiB cannot be enough");
+            };
+            assert!(budget(needed, String::new(), &demand).is_ok(), "{experts}");
+            assert!(budget(needed - (1 << 20), String::new(), &demand).is_err(), "{experts}");
+        }
+    }
+
+    #[test]
+    fn whole_units_get_tiles_of_their_size_when_memory_allows() {
+        let demand = Demand { whole: Some(11_000_000), ..demand(3) };
+        assert_eq!(budget(4 << 30, String::new(), &demand).unwrap().tile_elements, 11_000_000);
+        assert!(budget(64 << 20, String::new(), &demand).unwrap().tile_elements < 1 << 20);
+    }
+}

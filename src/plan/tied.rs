@@ -1,0 +1,113 @@
+//! Tied weights: one parameter stored under two names is merged once and counted once.
+//!
+//! Formats cannot express aliases, so a checkpoint may hold a tied output head as a copy of the
+//! embedding, or leave it out. Which pairs *may* be tied follows from config and names; whether
+//! they *are* is a matter of bytes, which the caller compares.
+
+use serde_json::Value;
+
+use super::align::Inputs;
+use crate::checkpoint::{Catalog, TensorInfo};
+
+/// A tensor that may be a copy of another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The name that may be an alias, such as `lm_head.weight`.
+    pub name: String,
+    /// The name of the tensor it may be a copy of, such as `model.embed_tokens.weight`.
+    pub of: String,
+}
+
+/// What was decided about a candidate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tie {
+    /// Equal wherever both are stored: merged and counted once, not stored under this name.
+    Alias(Candidate),
+    /// Different in some checkpoint: a tensor of its own. Checkpoints without it lend it their
+    /// embedding, and the output's config says that it is not tied.
+    Untied(Candidate),
+}
+
+const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+const EMBEDDINGS: [&str; 6] = [
+    "embed_tokens.weight",
+    "wte.weight",
+    "shared.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+];
+/// Copies of `shared.weight` that encoder-decoder checkpoints store, whatever the config says.
+const SHARED: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+
+/// Pairs of names that may be tied, and are stored together in at least one checkpoint.
+pub fn candidates(inputs: &Inputs) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    let mut consider = |name: &str, of: &str| {
+        let both = inputs.catalogs().any(|c| pair(c, name, of).is_some());
+        let candidate = Candidate { name: name.to_owned(), of: of.to_owned() };
+        if both && name != of && !found.contains(&candidate) {
+            found.push(candidate);
+        }
+    };
+    for name in SHARED {
+        consider(name, "shared.weight");
+    }
+    if inputs.base.config.as_ref().is_some_and(tied_by_config) {
+        let named = |ends: &'static [&'static str]| {
+            inputs
+                .catalogs()
+                .flat_map(|catalog| &catalog.tensors)
+                .map(|tensor| &*tensor.name)
+                .filter(move |name| ends.iter().any(|end| ends_with_component(name, end)))
+        };
+        for head in named(&HEADS) {
+            for embedding in named(&EMBEDDINGS).filter(|name| !SHARED.contains(name)) {
+                consider(head, embedding);
+            }
+        }
+    }
+    found
+}
+
+/// The two tensors of a candidate in one checkpoint, if it has both in the same form.
+pub fn pair<'a>(
+    catalog: &'a Catalog,
+    name: &str,
+    of: &str,
+) -> Option<(&'a TensorInfo, &'a TensorInfo)> {
+    let (head, embedding) = (catalog.get(name)?, catalog.get(of)?);
+    (head.shape == embedding.shape && head.dtype == embedding.dtype).then_some((head, embedding))
+}
+
+/// Applies a decision to the catalogs, so that matching by name does the rest.
+pub fn apply(inputs: &mut Inputs, tie: &Tie) {
+    let Inputs { base, experts, .. } = inputs;
+    for catalog in std::iter::once(base).chain(experts) {
+        match tie {
+            Tie::Alias(candidate) => catalog.tensors.retain(|t| *t.name != *candidate.name),
+            Tie::Untied(candidate) => lend(catalog, candidate),
+        }
+    }
+}
+
+/// Lists the embedding under the head's name too, where there is no head.
+fn lend(catalog: &mut Catalog, candidate: &Candidate) {
+    if catalog.get(&candidate.name).is_some() {
+        return;
+    }
+    let Some(embedding) = catalog.get(&candidate.of) else { return };
+    let copy = TensorInfo { name: candidate.name.as_str().into(), ..embedding.clone() };
+    let at = catalog.tensors.partition_point(|t| *t.name < *copy.name);
+    catalog.tensors.insert(at, copy);
+}
+
+/// Whether a config asks for tied embeddings, itself or for its text model.
+pub fn tied_by_config(config: &Value) -> bool {
+    let says = |c: &Value| c.get("tie_word_embeddings").and_then(Value::as_bool);
+    says(config).or_else(|| config.get("text_config").and_then(says)).unwrap_or(false)
+}
+
+fn ends_with_component(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|stem| stem.is_empty() || stem.ends_with('.'))
+}

@@ -1,0 +1,7 @@
+//! What the tests share: families of checkpoints, running the program, comparing directories.
+
+pub mod checkpoint;
+pub mod run;
+
+pub use checkpoint::{Checkpoint, family};
+pub use run::{files, reflow, snapshot};
