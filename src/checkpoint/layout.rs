@@ -262,7 +262,7 @@ mod tests {
             text,
             concat!(
                 r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"F16","shape":[2,2],"#,
-                r#""data_offsets":[0,8]}}   "#
+                r#""data_offsets":[0,8]}} "#
             )
         );
         assert_eq!(layout.shards[0].len, 8 + text.len() as u64 + 8);

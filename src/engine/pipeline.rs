@@ -166,12 +166,10 @@ fn compute(
         let read: usize = data.bytes.iter().map(|bytes| bytes.len()).sum();
         drop(bytes);
         context.progress.advance(read as u64);
-        let gone = if work.writes() {
-            to_writer.send(Finished { tile, ticket }).is_err()
-        } else {
-            free.send(ticket).is_err()
-        };
-        if gone {
+        if !work.writes() {
+            // The reader may have read its last tile and be gone; there may be more to work on.
+            let _gone = free.send(ticket);
+        } else if to_writer.send(Finished { tile, ticket }).is_err() {
             break;
         }
     }

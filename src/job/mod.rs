@@ -76,7 +76,7 @@ impl Job {
         });
         let files: Vec<PathBuf> =
             inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.path.clone())).collect();
-        let (mode, mode_reason) = source::choose(settings.io, &files);
+        let (mode, mode_reason) = source::choose(settings.io, &files, settings.memory.is_some());
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &settings, memory, threads, mode)?;
         let keep_cache = keeps_cache(&settings, &inputs, &plan);
         Ok(Self { recipe, inputs, method, kernels, plan, mode, mode_reason, keep_cache })

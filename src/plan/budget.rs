@@ -80,38 +80,54 @@ const AHEAD: usize = 2;
 ///
 /// # Errors
 /// [`PlanError::Memory`] with the smallest limit that works.
-pub(super) fn budget(limit: u64, source: String, demand: &Demand) -> Result<Budget, PlanError> {
+pub(super) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget, PlanError> {
     let wanted = match (demand.tile, demand.whole) {
         (Some(tile), _) => tile,
         (None, Some(whole)) => whole.clamp(WANTED.into(), u32::MAX.into()) as u32,
         (None, None) => WANTED,
     };
-    let mut plan = compute(limit, source, demand, wanted, demand.threads.max(1));
-    while plan.total() > limit {
-        let can_shrink = demand.tile.is_none() && plan.tile_elements > LEAST;
-        let (tile, workers) = if can_shrink && plan.tile_elements > WANTED / 8 {
-            (plan.tile_elements / 2, plan.workers)
-        } else if plan.workers > 1 {
-            (plan.tile_elements, plan.workers - 1)
-        } else if can_shrink {
-            (plan.tile_elements / 2, 1)
-        } else {
-            return Err(too_small(&plan));
-        };
-        plan = compute(limit, plan.source, demand, tile.max(LEAST.min(wanted)), workers);
+    let mut last = None;
+    for grain in grains(demand.mode) {
+        let (mut tile, mut workers) = (wanted, demand.threads.max(1));
+        loop {
+            let plan = compute(limit, &source, demand, *grain, tile, workers);
+            if plan.total() <= limit {
+                return Ok(plan);
+            }
+            let can_shrink = demand.tile.is_none() && tile > LEAST;
+            let smaller = (tile / 2).max(LEAST.min(wanted));
+            if can_shrink && (tile > WANTED / 8 || workers == 1) {
+                tile = smaller;
+            } else if workers > 1 {
+                workers -= 1;
+            } else {
+                last = Some(plan);
+                break;
+            }
+        }
     }
-    Ok(plan)
+    Err(last.as_ref().map_or(PlanError::Nothing, too_small))
 }
 
-fn compute(limit: u64, source: String, demand: &Demand, tile: u32, workers: usize) -> Budget {
+/// Grains in the order of preference: the fastest, then the one that needs the least memory.
+fn grains(mode: Mode) -> &'static [Grain] {
+    match mode {
+        Mode::Mmap => &[Grain::Huge, Grain::Exact],
+        Mode::Pread | Mode::Direct => &[Grain::Exact],
+    }
+}
+
+fn compute(
+    limit: u64,
+    source: &str,
+    demand: &Demand,
+    grain: Grain,
+    tile: u32,
+    workers: usize,
+) -> Budget {
     let tiles = workers + AHEAD;
     let window = u64::from(tile) * demand.input_bytes;
     let span = window * tiles as u64;
-    // Small budgets take the grain that costs more time and less memory.
-    let grain = match demand.mode {
-        Mode::Mmap => Grain::fit(demand.inputs, span, limit / 2),
-        Mode::Pread | Mode::Direct => Grain::Exact,
-    };
     let input_bytes = match demand.mode {
         Mode::Mmap => grain.footprint(demand.inputs, span),
         // Buffers, and page cache for the tile being read and the one asked for.
@@ -121,7 +137,7 @@ fn compute(limit: u64, source: String, demand: &Demand, tile: u32, workers: usiz
     let write_behind = (u64::from(tile) * demand.output_bytes).clamp(1 << 20, 8 << 20);
     Budget {
         limit,
-        source,
+        source: source.to_owned(),
         tile_elements: tile,
         workers,
         tiles,
@@ -173,7 +189,7 @@ mod tests {
 
     #[test]
     fn three_experts_fit_in_64_mib_with_both_workers() {
-        let plan = budget(64 << 20, String::new(), &demand(3)).unwrap();
+        let plan = budget(64 << 20, "", &demand(3)).unwrap();
         assert!(plan.total() <= 64 << 20);
         assert_eq!((plan.workers, plan.tile_elements), (2, WANTED));
     }
@@ -182,19 +198,18 @@ mod tests {
     fn the_smallest_limit_it_names_works_and_one_mib_less_does_not() {
         for experts in [1, 3, 16, 90] {
             let demand = demand(experts);
-            let Err(PlanError::Memory { needed, .. }) = budget(1 << 20, String::new(), &demand)
-            else {
+            let Err(PlanError::Memory { needed, .. }) = budget(1 << 20, "", &demand) else {
                 panic!("1 MiB cannot be enough");
             };
-            assert!(budget(needed, String::new(), &demand).is_ok(), "{experts}");
-            assert!(budget(needed - (1 << 20), String::new(), &demand).is_err(), "{experts}");
+            assert!(budget(needed, "", &demand).is_ok(), "{experts}");
+            assert!(budget(needed - (1 << 20), "", &demand).is_err(), "{experts}");
         }
     }
 
     #[test]
     fn whole_units_get_tiles_of_their_size_when_memory_allows() {
         let demand = Demand { whole: Some(11_000_000), ..demand(3) };
-        assert_eq!(budget(4 << 30, String::new(), &demand).unwrap().tile_elements, 11_000_000);
-        assert!(budget(64 << 20, String::new(), &demand).unwrap().tile_elements < 1 << 20);
+        assert_eq!(budget(4 << 30, "", &demand).unwrap().tile_elements, 11_000_000);
+        assert!(budget(64 << 20, "", &demand).unwrap().tile_elements < 1 << 20);
     }
 }

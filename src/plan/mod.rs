@@ -209,7 +209,7 @@ impl Plan {
             return Err(PlanError::Nothing);
         }
         let demand = demand(recipe, inputs, &segments, &units, method, settings, threads, mode);
-        let budget = budget::budget(memory.bytes, memory.source, &demand)?;
+        let budget = budget::budget(memory.bytes, &memory.source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings;
         warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));

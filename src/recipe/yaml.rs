@@ -134,9 +134,10 @@ pub(super) fn read(path: &Path) -> Result<Recipe, RecipeError> {
 
 fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
     let document: Document = serde_saphyr::from_str(text).map_err(|error| {
-        let mut reason = error.to_string();
+        let message = error.without_snippet().to_string();
+        let mut reason = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
         if let Some(meant) = meant(&reason) {
-            let _infallible = write!(reason, "\n  did you mean `{meant}`?");
+            let _infallible = write!(reason, "; did you mean `{meant}`?");
         }
         RecipeError::Malformed { path: path.to_owned(), reason }
     })?;
@@ -149,8 +150,8 @@ fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
 fn meant(message: &str) -> Option<String> {
     let rest = message.split("unknown field `").nth(1)?;
     let (typed, rest) = rest.split_once('`')?;
-    let line = rest.lines().next().unwrap_or_default();
-    let known = line.split('`').skip(1).step_by(2);
+    let known = rest.split(|c: char| !c.is_alphanumeric() && c != '_');
+    let known = known.filter(|word| !["", "expected", "one", "of", "or"].contains(word));
     suggestion(typed, known).map(str::to_owned)
 }
 
@@ -379,7 +380,7 @@ mod tests {
     fn the_habits_of_mergekit_recipes_are_understood() {
         let recipe = parsed(
             "merge_method: pcb\nbase_model: {model: b}\nmodels:\n  - model: b\n  - model: {model: {path: x}}\n    \
-             parameters: {lambda: \"1.5\"}\n  - model: y\nparameters: {keep: 1e-1, lambda: 2}\nout_dtype: torch.float16\n\
+             parameters: {lambda: \"1.5\"}\n  - model: z\nparameters: {keep: 1e-1, lambda: 2}\nout_dtype: torch.float16\n\
              dtype: float32\nshard_size: 2GB\n",
         )
         .unwrap();

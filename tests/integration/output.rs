@@ -3,7 +3,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use assert_cmd::assert::OutputAssertExt as _;
 use predicates::str::contains;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
@@ -27,7 +26,7 @@ fn open(dir: &Path, file: &str) -> Vec<u8> {
 fn every_shard_opens_with_the_official_crate_and_the_index_names_them_all() {
     let dir = on_disk(2, Dtype::BF16);
     let out = dir.path().join("out");
-    merge(dir.path(), 2, &out).args(["--shard-size", "3000"]).assert().success();
+    merge(dir.path(), 2, &out).args(["--shard-size", "6000"]).assert().success();
     let index: serde_json::Value =
         serde_json::from_slice(&open(&out, "model.safetensors.index.json")).unwrap();
     let map = index["weight_map"].as_object().unwrap();

@@ -3,5 +3,5 @@
 pub mod checkpoint;
 pub mod run;
 
-pub use checkpoint::{Checkpoint, family};
+pub use checkpoint::Checkpoint;
 pub use run::{files, reflow, snapshot};

@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use reflow::engine::host::usage;
-use reflow::engine::source::{ByteRange, Grain, InputFile, Mode, Source, SourceConfig};
+use reflow::engine::source::{ByteRange, InputFile, Source, SourceConfig};
+use reflow::plan::{Grain, Mode};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
