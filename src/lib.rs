@@ -1,5 +1,35 @@
-//! Merges.
+//! Merges fine-tuned experts of one base model into one checkpoint: exactly, streamed, in the memory you name.
+//!
+//! A merge is a [`Recipe`](recipe::Recipe), a [`Job`](job::Job) that plans it from headers alone, and one call that runs
+//! the passes and publishes the output directory by a single rename:
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! use reflow::job::{Job, Ties};
+//! use reflow::progress::Silent;
+//! use reflow::recipe::{Expert, Recipe, Settings};
+//!
+//! # fn main() -> Result<(), reflow::error::Error> {
+//! let experts = vec![
+//!     Expert { path: "math-expert".into(), lambda: 1.2 },
+//!     Expert { path: "code-expert".into(), lambda: 1.4 },
+//! ];
+//! let recipe = Recipe::new("base-model".into(), experts);
+//! let settings = Settings { memory: Some(512 << 20), ..Settings::default() };
+//! let job = Job::plan(recipe, settings, Ties::Compare, &Silent)?;
+//! println!("reads {} bytes", job.summary().read);
+//! let report = job.merge("merged".as_ref(), &Silent, &AtomicBool::new(false))?;
+//! println!("took {:.1} s", report.seconds);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Methods can be used on arrays in memory, too: see [`method::run_in_memory`].
+//!
+//! How the rooms of the crate fit together is told in `docs/architecture.md`.
+
 #![warn(missing_docs)]
+
 pub mod checkpoint;
 pub mod cli;
 pub mod engine;
@@ -12,3 +42,5 @@ pub mod plan;
 pub mod progress;
 pub mod recipe;
 pub mod stats;
+#[cfg(test)]
+mod testing;

@@ -16,6 +16,8 @@ mod paper;
 mod scores;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

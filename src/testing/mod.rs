@@ -1,0 +1,3 @@
+//! Helpers for unit tests.
+
+pub(crate) mod golden;
