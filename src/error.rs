@@ -102,11 +102,13 @@ impl Error {
     /// The documented exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Recipe(_) | Error::Kernel(_) | Error::OutputPlace { .. } => 2,
-            Error::Checkpoint(_) => 3,
+            Error::Recipe(_)
+            | Error::Kernel(_)
+            | Error::OutputPlace { .. }
+            | Error::Plan(PlanError::Pattern { .. } | PlanError::Nothing) => 2,
+            Error::Checkpoint(_)
+            | Error::Plan(PlanError::Inconsistent(_) | PlanError::Layout(_)) => 3,
             Error::Plan(PlanError::Memory { .. }) => 9,
-            Error::Plan(PlanError::Pattern { .. } | PlanError::Nothing) => 2,
-            Error::Plan(PlanError::Inconsistent(_) | PlanError::Layout(_)) => 3,
             Error::Engine(error) => engine_code(error),
             Error::Sink(error) => sink_code(error),
             Error::OutputExists { .. } | Error::Foreign { .. } => 5,

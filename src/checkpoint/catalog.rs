@@ -139,7 +139,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CheckpointError`] naming file and place.
-    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, CheckpointError> {
+    pub fn open(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         let meta = std::fs::metadata(path).map_err(|e| io_error(path, e))?;
         let mut warnings = Vec::new();
         let (root, names, index) = if meta.is_dir() {
@@ -173,7 +173,7 @@ impl Catalog {
         Some(&self.tensors[at])
     }
 
-    fn add_shard(&mut self, name: &str, options: &OpenOptions) -> Result<(), CheckpointError> {
+    fn add_shard(&mut self, name: &str, options: OpenOptions) -> Result<(), CheckpointError> {
         let path = self.root.join(name);
         let (file, meta) = open_regular(&path)?;
         let (header, bytes) =
@@ -203,7 +203,11 @@ impl Catalog {
     }
 
     fn inconsistent(&self, reason: String) -> CheckpointError {
-        CheckpointError::Inconsistent { path: self.root.clone(), reason }
+        let path = match &self.files[..] {
+            [only] => only.path.clone(),
+            _ => self.root.clone(),
+        };
+        CheckpointError::Inconsistent { path, reason }
     }
 
     fn file_name(&self, tensor: &TensorInfo) -> &str {
@@ -269,7 +273,7 @@ impl Catalog {
         Ok(())
     }
 
-    fn check_types(&self, options: &OpenOptions) -> Result<(), CheckpointError> {
+    fn check_types(&self, options: OpenOptions) -> Result<(), CheckpointError> {
         let unknown = self.tensors.iter().find(|t| t.dtype.known().is_none());
         match unknown.filter(|_| !options.unknown_types) {
             Some(tensor) => Err(CheckpointError::Inconsistent {

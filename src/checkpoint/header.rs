@@ -277,8 +277,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         }
         let mut names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(A::Error::custom(format_args!("the key {:?} occurs twice", pair[0])));
+        if let Some([twice, _]) = names.array_windows().find(|[a, b]| a == b) {
+            return Err(A::Error::custom(format_args!("the key {twice:?} occurs twice")));
         }
         Ok((entries, metadata.unwrap_or_default()))
     }

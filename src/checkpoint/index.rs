@@ -22,7 +22,7 @@ pub struct Index {
 /// The rule that an index breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
-    /// Above [`MAX_BYTES`].
+    /// Above 64 MiB.
     #[error("has {0} bytes, above the limit of 64 MiB")]
     TooLarge(u64),
     /// Not the JSON it should be.

@@ -47,8 +47,8 @@ impl<'de, T: serde::Deserialize<'de>> Visitor<'de> for EntriesOf<T> {
         }
         let mut keys: Vec<&str> = entries.iter().map(|(key, _)| key.as_str()).collect();
         keys.sort_unstable();
-        if let Some(pair) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(A::Error::custom(format_args!("the key {:?} occurs twice", pair[0])));
+        if let Some([twice, _]) = keys.array_windows().find(|[a, b]| a == b) {
+            return Err(A::Error::custom(format_args!("the key {twice:?} occurs twice")));
         }
         Ok(Entries(entries))
     }

@@ -1,5 +1,7 @@
 //! Where every byte of the output will be, and the headers that say so.
 
+use std::fmt::Write as _;
+
 use serde_json::{Map, Value, json};
 
 use super::{DType, natural};
@@ -197,11 +199,12 @@ fn shard(
         let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
         text.push(',');
         text.push_str(&Value::from(&*tensor.name).to_string());
-        text.push_str(&format!(
+        let _infallible = write!(
+            text,
             r#":{{"dtype":"{}","shape":[{}],"data_offsets":[{start},{end}]}}"#,
             tensor.dtype,
             shape.join(",")
-        ));
+        );
         placed.push(Placed { index: i, offset: start, len: sizes[i] });
     }
     text.push('}');

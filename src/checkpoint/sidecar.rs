@@ -36,7 +36,7 @@ pub fn side_files(root: &Path, code: bool) -> Vec<String> {
     let mut names: Vec<String> = entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| {
-            let wanted = SIDE_FILES.contains(&name.as_str()) || (code && name.ends_with(".py"));
+            let wanted = SIDE_FILES.contains(&name.as_str()) || (code && is_python(name));
             // Links are followed, as the hub's cache is made of them.
             let meta = wanted.then(|| std::fs::metadata(root.join(name)).ok()).flatten();
             meta.is_some_and(|m| m.is_file() && m.len() <= MAX_BYTES)
@@ -44,6 +44,10 @@ pub fn side_files(root: &Path, code: bool) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+fn is_python(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|end| end == "py")
 }
 
 /// A config with the element type `dtype` (e.g. `bfloat16`) in every place that names one, and

@@ -68,7 +68,7 @@ fn run_plan(args: &Plan, display: &dyn Display) -> Outcome {
 
 fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {
     let options = OpenOptions { lenient: args.lenient, unknown_types: true };
-    let catalog = Catalog::open(&args.path, &options).map_err(Error::from)?;
+    let catalog = Catalog::open(&args.path, options).map_err(Error::from)?;
     warn(display, catalog.warnings.iter().map(String::as_str));
     if args.json {
         return output::data(&format!("{:#}\n", inspect::json(&catalog)));

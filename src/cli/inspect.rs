@@ -108,9 +108,10 @@ fn grouped(catalog: &Catalog) -> Vec<(String, String, usize)> {
             if slot > 0 {
                 let values = || members.iter().map(|numbers| numbers[slot - 1]);
                 let (least, most) = (values().min().unwrap_or(0), values().max().unwrap_or(0));
-                let _infallible = match least == most {
-                    true => write!(name, "{least}"),
-                    false => write!(name, "{{{least}..{most}}}"),
+                let _infallible = if least == most {
+                    write!(name, "{least}")
+                } else {
+                    write!(name, "{{{least}..{most}}}")
                 };
             }
             name.push_str(part);

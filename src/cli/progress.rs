@@ -51,7 +51,7 @@ impl Display for Quiet {}
 
 /// One redrawn line: the pass, a bar over the bytes of all passes, rate and time left.
 struct Bar {
-    bar: ProgressBar,
+    line: ProgressBar,
     verbose: bool,
     color: bool,
 }
@@ -60,14 +60,14 @@ impl Bar {
     fn new(verbose: bool, color: bool) -> Self {
         // Until the passes begin there is nothing to show.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        Self { bar, verbose, color }
+        Self { line: bar, verbose, color }
     }
 
     fn say(&self, label: &str, code: &str, text: &str) {
         let text = output::printable(text);
         let label =
             if self.color { format!("\x1b[{code}m{label}\x1b[0m") } else { label.to_owned() };
-        self.bar.suspend(|| output::message(&format!("{label}{text}")));
+        self.line.suspend(|| output::message(&format!("{label}{text}")));
     }
 }
 
@@ -80,16 +80,17 @@ impl Progress for Bar {
                     "{{msg:20!}} {{wide_bar{}{colors}}} {{percent:>3}} %  {{binary_bytes_per_sec:>12}}  {{eta:>4}} left",
                     if colors.is_empty() { "" } else { ":" },
                 );
-                let style = ProgressStyle::with_template(&template)
-                    .map(|style| style.progress_chars("━╸─"))
-                    .unwrap_or_else(|_| ProgressStyle::default_bar());
-                self.bar.set_style(style);
-                self.bar.set_length(bytes_total);
-                self.bar.set_position(bytes_done);
-                self.bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-                self.bar.enable_steady_tick(Duration::from_millis(250));
+                let style = ProgressStyle::with_template(&template).map_or_else(
+                    |_| ProgressStyle::default_bar(),
+                    |style| style.progress_chars("━╸─"),
+                );
+                self.line.set_style(style);
+                self.line.set_length(bytes_total);
+                self.line.set_position(bytes_done);
+                self.line.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+                self.line.enable_steady_tick(Duration::from_millis(250));
             }
-            Event::PassStarted { name, .. } => self.bar.set_message(name.to_owned()),
+            Event::PassStarted { name, .. } => self.line.set_message(name.to_owned()),
             Event::PassFinished { name, bytes, seconds } if self.verbose => {
                 self.say("", "0", &pass_line(name, bytes, seconds));
             }
@@ -101,13 +102,13 @@ impl Progress for Bar {
     }
 
     fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
+        self.line.inc(bytes);
     }
 }
 
 impl Display for Bar {
     fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.line.finish_and_clear();
     }
 }
 
@@ -186,7 +187,7 @@ impl Progress for Lines {
                 });
             }
             Event::PassStarted { name, .. } => {
-                self.with_state(|state| name.clone_into(&mut state.pass))
+                self.with_state(|state| name.clone_into(&mut state.pass));
             }
             Event::PassFinished { name, bytes, seconds } if self.verbose || self.json => self.say(
                 "pass_done",

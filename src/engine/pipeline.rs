@@ -64,7 +64,8 @@ pub(super) fn run(
     let (to_workers, loaded) = bounded(tickets);
     let (to_writer, finished) = bounded::<Finished>(tickets);
     thread::scope(|scope| {
-        let reader = scope.spawn(|| read(context, work, source, pool, to_workers));
+        // Its channel ends close when it is done, which is how the workers know.
+        let reader = scope.spawn(move || read(context, work, source, &pool, &to_workers));
         let threads: Vec<_> = (0..workers)
             .map(|_| {
                 let (loaded, to_writer, free) = (loaded.clone(), to_writer.clone(), free.clone());
@@ -95,8 +96,8 @@ fn read(
     context: &Context<'_>,
     work: &Work<'_>,
     source: &mut Source,
-    pool: Receiver<Ticket>,
-    to_workers: Sender<Loaded>,
+    pool: &Receiver<Ticket>,
+    to_workers: &Sender<Loaded>,
 ) -> Result<(), EngineError> {
     let mut asked: Option<(Option<u32>, Tile, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);

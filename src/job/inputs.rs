@@ -17,9 +17,9 @@ use crate::recipe::Recipe;
 /// The first checkpoint that is not one.
 pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     let options = OpenOptions { lenient: recipe.lenient, ..OpenOptions::default() };
-    let base = Catalog::open(&recipe.base, &options)?;
+    let base = Catalog::open(&recipe.base, options)?;
     let experts: Vec<Catalog> = (recipe.experts.iter())
-        .map(|expert| Catalog::open(&expert.path, &options))
+        .map(|expert| Catalog::open(&expert.path, options))
         .collect::<Result<_, _>>()?;
     let names: Vec<String> = std::iter::once(&recipe.base)
         .chain(recipe.experts.iter().map(|expert| &expert.path))

@@ -27,7 +27,7 @@ use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
 use crate::method::Method;
-use crate::plan::{Inputs, MemoryLimit, Mode, Plan, PlanSummary};
+use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress};
 use crate::recipe::{Recipe, Settings};
 
@@ -70,14 +70,16 @@ impl Job {
         let mut inputs = inputs::open(&recipe)?;
         let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
         let method = recipe.method.build(&recipe, kernels);
-        let memory = memory(&settings, progress);
+        let (memory, memory_source) = memory(&settings, progress);
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
         let files: Vec<PathBuf> =
             inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.path.clone())).collect();
         let (mode, mode_reason) = source::choose(settings.io, &files, settings.memory.is_some());
-        let plan = Plan::new(&recipe, &inputs, ties, &*method, &settings, memory, threads, mode)?;
+        let tile = settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32);
+        let means = Means { memory, memory_source, threads, mode, tile };
+        let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
         let keep_cache = keeps_cache(&settings, &inputs, &plan);
         Ok(Self { recipe, inputs, method, kernels, plan, mode, mode_reason, keep_cache })
     }
@@ -148,7 +150,7 @@ impl Job {
 
 /// The limit to plan for: `--memory`, or half of what container and machine allow. The other
 /// half is left to the page cache, the kernel and everybody else.
-fn memory(settings: &Settings, progress: &dyn Progress) -> MemoryLimit {
+fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
     let found = host::memory::discover();
     let found = found.effective().cloned().unwrap_or(host::memory::Limit {
         // Nothing is known about this machine: a size that works on any that runs large merges.
@@ -156,7 +158,7 @@ fn memory(settings: &Settings, progress: &dyn Progress) -> MemoryLimit {
         source: "no limit found".to_owned(),
     });
     match settings.memory {
-        Some(bytes) if bytes <= found.bytes => MemoryLimit { bytes, source: "--memory".to_owned() },
+        Some(bytes) if bytes <= found.bytes => (bytes, "--memory".to_owned()),
         Some(bytes) => {
             let text = format!(
                 "--memory {} is more than there is; planning for {} ({})",
@@ -165,9 +167,9 @@ fn memory(settings: &Settings, progress: &dyn Progress) -> MemoryLimit {
                 found.source,
             );
             progress.event(&Event::Warning { text: &text });
-            MemoryLimit { bytes: found.bytes, source: found.source }
+            (found.bytes, found.source)
         }
-        None => MemoryLimit { bytes: found.bytes / 2, source: format!("half of {}", found.source) },
+        None => (found.bytes / 2, format!("half of {}", found.source)),
     }
 }
 

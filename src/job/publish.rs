@@ -14,7 +14,7 @@ const RECIPE: &str = "reflow_recipe.yml";
 const CONFIG: &str = "config.json";
 const CARD: &str = "README.md";
 
-/// Whether `name` is a file that [`write`] makes for this job.
+/// Whether `name` is a file that [`write()`] makes for this job.
 pub(super) fn makes(job: &Job, name: &str) -> bool {
     [INDEX, RECIPE, CONFIG, CARD].contains(&name)
         || side_files(&job.inputs.base.root, job.recipe.copy_code).iter().any(|n| n == name)

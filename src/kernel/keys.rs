@@ -6,12 +6,12 @@
 /// The key of infinity among magnitudes: keys at or above it are not finite.
 pub const INFINITY: u32 = 0x7f80_0000;
 
-/// The magnitude that a key of [`magnitude_keys`] stands for.
+/// The magnitude that a key of `Kernels::magnitude_keys` stands for.
 pub fn magnitude(key: u32) -> f32 {
     f32::from_bits(key)
 }
 
-/// The value that a key of [`score_keys`] stands for.
+/// The value that a key of `Kernels::score_keys` stands for.
 pub fn score(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key ^ 0x8000_0000 } else { !key })
 }

@@ -3,6 +3,8 @@
 //! Cody-Waite reduction and polynomials (coefficients of the Cephes library, by S. L. Moshier), without
 //! fused multiply-add and without branches, so that every path gives the same bits.
 
+#![allow(clippy::excessive_precision, reason = "coefficients as published")]
+
 /// e to the power of `x`, within 2 ulp; subnormal results included, infinity above 88.73, NaN for NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {

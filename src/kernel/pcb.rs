@@ -162,6 +162,7 @@ pub(super) fn scores(
 }
 
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
 pub(super) fn merge(
     base: &[f32],
     taus: &[&[f32]],
@@ -266,7 +267,7 @@ mod tests {
             x ^= x >> 7;
             x ^= x << 17;
             let special = SPECIAL[(x >> 40) as usize % SPECIAL.len()];
-            if x % 3 == 0 { special } else { (x >> 32) as i32 as f32 * 1e-12 }
+            if x.is_multiple_of(3) { special } else { (x >> 32) as i32 as f32 * 1e-12 }
         };
         (0..n).map(|_| (0..len).map(|_| next()).collect()).collect()
     }

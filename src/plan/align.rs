@@ -115,7 +115,7 @@ impl Matcher<'_> {
                 elements: base.elements(),
                 sources: vec![self.source(0, base, float)],
             },
-            None => self.raw(base, vec![self.source(0, base, Float::F8E4M3)], false),
+            None => Self::raw(base, vec![self.source(0, base, Float::F8E4M3)], false),
         }
     }
 
@@ -137,10 +137,10 @@ impl Matcher<'_> {
                 None => problems.push(self.missing(e, base)),
             }
         }
-        self.raw(base, sources, true)
+        Self::raw(base, sources, true)
     }
 
-    fn raw(&self, base: &TensorInfo, sources: Vec<SourceRef>, check: bool) -> Part {
+    fn raw(base: &TensorInfo, sources: Vec<SourceRef>, check: bool) -> Part {
         Part { action: Action::Copy { check }, elements: base.len, sources }
     }
 

@@ -90,7 +90,7 @@ pub(super) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
     for grain in grains(demand.mode) {
         let (mut tile, mut workers) = (wanted, demand.threads.max(1));
         loop {
-            let plan = compute(limit, &source, demand, *grain, tile, workers);
+            let plan = compute(limit, source, demand, *grain, tile, workers);
             if plan.total() <= limit {
                 return Ok(plan);
             }

@@ -28,7 +28,7 @@ pub use units::{Unit, layer};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
 use crate::method::Method;
-use crate::recipe::{OutputDtype, Recipe, Scope, Settings};
+use crate::recipe::{OutputDtype, Recipe, Scope};
 use align::Alignment;
 
 /// What is done with a run of elements.
@@ -173,13 +173,19 @@ pub enum PlanError {
     Layout(#[from] LayoutError),
 }
 
-/// The limit that memory is planned for.
+/// What a run has at its disposal.
 #[derive(Clone, Debug)]
-pub struct MemoryLimit {
-    /// Bytes.
-    pub bytes: u64,
-    /// Who set it, for people.
-    pub source: String,
+pub struct Means {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Who set that limit, for people.
+    pub memory_source: String,
+    /// Threads.
+    pub threads: usize,
+    /// How inputs are read.
+    pub mode: Mode,
+    /// Elements per tile, if not left to the plan.
+    pub tile: Option<u32>,
 }
 
 impl Plan {
@@ -192,10 +198,7 @@ impl Plan {
         inputs: &Inputs,
         ties: Vec<tied::Tie>,
         method: &dyn Method,
-        settings: &Settings,
-        memory: MemoryLimit,
-        threads: usize,
-        mode: Mode,
+        means: &Means,
     ) -> Result<Self, PlanError> {
         let selection = Selection::new(&recipe.include, &recipe.exclude)?;
         let alignment = align::align(recipe, inputs, &selection)?;
@@ -208,8 +211,8 @@ impl Plan {
         if units.is_empty() {
             return Err(PlanError::Nothing);
         }
-        let demand = demand(recipe, inputs, &segments, &units, method, settings, threads, mode);
-        let budget = budget::budget(memory.bytes, &memory.source, &demand)?;
+        let demand = demand(recipe, inputs, &segments, &units, method, means);
+        let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings;
         warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
@@ -298,24 +301,22 @@ fn demand(
     segments: &[Segment],
     units: &[Unit],
     method: &dyn Method,
-    settings: &Settings,
-    threads: usize,
-    mode: Mode,
+    means: &Means,
 ) -> budget::Demand {
     let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
     let single = units.iter().filter(|u| u.segments.len() == 1);
     let largest = units.iter().map(|u| u.elements).max().unwrap_or(0);
     let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
     budget::Demand {
-        mode,
+        mode: means.mode,
         inputs: inputs.labels.len() as u64,
         input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
         output_bytes: widest(|s| u64::from(s.out_size)),
         state_bytes: method.state_bytes(largest),
         catalog_bytes: tensors as u64 * 320,
         whole: (recipe.scope != Scope::Model).then(|| single.map(|u| u.elements).max()).flatten(),
-        threads,
-        tile: settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32),
+        threads: means.threads,
+        tile: means.tile,
     }
 }
 

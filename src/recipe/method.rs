@@ -66,9 +66,9 @@ impl Method {
     }
 
     /// The lambdas that are common for the method.
-    pub(super) fn usual_lambda(&self) -> Option<RangeInclusive<f64>> {
+    pub(super) fn usual_lambda(&self) -> RangeInclusive<f64> {
         match self {
-            Method::Pcb(_) => Some(0.5..=3.0),
+            Method::Pcb(_) => 0.5..=3.0,
         }
     }
 

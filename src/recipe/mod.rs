@@ -250,9 +250,8 @@ impl Recipe {
             if self.experts[..i].iter().any(|other| other.path == expert.path) {
                 warnings.push(format!("{shown} is given more than once"));
             }
-            if let Some(range) = self.method.usual_lambda()
-                && !range.contains(&expert.lambda)
-            {
+            let range = self.method.usual_lambda();
+            if !range.contains(&expert.lambda) {
                 warnings.push(format!(
                     "lambda {} of {shown} is unusual for {}: the merged task vector has the scale \
                      of one expert, and {} to {} is common",

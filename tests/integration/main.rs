@@ -1,7 +1,11 @@
 //! Integration tests: the program as a user runs it.
 
+#![allow(unreachable_pub, reason = "the modules of one test binary share freely")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed helper is a failed test")]
+
 mod support;
 
+mod malformed;
 mod matching;
 mod memory;
 mod output;

@@ -73,11 +73,13 @@ fn check(case: &Case, kernels: &'static Kernels) {
         let paper = if case.variant == "paper" { 4.0 } else { 1.0 };
         assert!(
             close(threshold, case.threshold[i], 4.0 * paper, case.threshold[i].abs().max(coarse)),
-            "{name}: threshold of {i}: {threshold:e} against {:e}", case.threshold[i]
+            "{name}: threshold of {i}: {threshold:e} against {:e}",
+            case.threshold[i]
         );
         assert!(
             close(top, case.top[i], 8.0 * paper, case.top[i].abs().max(coarse)),
-            "{name}: top of {i}: {top:e} against {:e}", case.top[i]
+            "{name}: top of {i}: {top:e} against {:e}",
+            case.top[i]
         );
     }
     if case.variant == "paper" {
@@ -94,7 +96,10 @@ fn check(case: &Case, kernels: &'static Kernels) {
                 let theirs = case.mask[i * row.len() + e] != 0;
                 let at = close(score, threshold, 4.0, threshold.abs().max(coarse));
                 near_threshold[e] |= at;
-                assert!(ours == theirs || at, "{name}: mask of {i} at {e}: {score:e} {threshold:e}");
+                assert!(
+                    ours == theirs || at,
+                    "{name}: mask of {i} at {e}: {score:e} {threshold:e}"
+                );
             }
         }
     }
@@ -104,7 +109,8 @@ fn check(case: &Case, kernels: &'static Kernels) {
         let differs = (f64::from(ours) - f64::from(theirs)).abs() > allowed;
         assert!(
             !differs || near_threshold[e] || case.variant == "paper",
-            "{name}: element {e}: {ours:e} against {theirs:e}, largest {:e}", case.largest[e]
+            "{name}: element {e}: {ours:e} against {theirs:e}, largest {:e}",
+            case.largest[e]
         );
         beyond += usize::from(differs);
     }

@@ -190,7 +190,7 @@ impl Beta {
         kernels.products(block.rows[i], block.rows[i], product);
         kernels.softmax_numerators(&Softmax::new(self.ranges[at], n as f32), product, grown);
         for (beta, term) in beta.iter_mut().zip(&*grown) {
-            *beta = (term / self.intra[i]) * *beta;
+            *beta *= term / self.intra[i];
         }
     }
 }
