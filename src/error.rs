@@ -91,10 +91,14 @@ pub enum Error {
         source: io::Error,
     },
     /// Stopped by a signal.
-    #[error("interrupted; {} can be removed, or run the same command again", staging.display())]
+    #[error(
+        "interrupted; run the same command again to start over, or remove {}", staging.display()
+    )]
     Interrupted {
         /// What is left behind.
         staging: PathBuf,
+        /// Whether it was SIGTERM rather than SIGINT.
+        terminated: bool,
     },
 }
 
@@ -115,7 +119,8 @@ impl Error {
             Error::NoSpace { .. } => 6,
             Error::Io { source, .. } => io_code(source),
             Error::Locked { .. } => 11,
-            Error::Interrupted { .. } => 130,
+            Error::Interrupted { terminated: false, .. } => 130,
+            Error::Interrupted { terminated: true, .. } => 143,
         }
     }
 

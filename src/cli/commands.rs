@@ -4,9 +4,11 @@ use serde_json::json;
 
 use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan};
 use super::progress::{self, Display};
-use super::{Outcome, convert, inspect, output, plan, report, signals};
+use super::signals::Signals;
+use super::{Outcome, convert, inspect, output, plan, report};
 use crate::checkpoint::{Catalog, OpenOptions};
-use crate::error::Error;
+use crate::engine::source;
+use crate::error::{Error, IoContext};
 use crate::job::{Job, Ties};
 use crate::progress::Event;
 
@@ -21,7 +23,9 @@ pub(super) fn run(args: &Args) -> Outcome {
 }
 
 fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
-    let cancel = signals::install();
+    let here = std::path::Path::new("signals");
+    let signals = Signals::install().at("handle", here)?;
+    source::install_sigbus_handler().at("handle", here)?;
     let recipe = convert::recipe(&args.recipe)?;
     let keep = recipe.method.keep();
     let job = Job::plan(recipe, convert::settings(&args.run), Ties::Compare, display)?;
@@ -29,9 +33,14 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     warn(display, summary.warnings.iter().map(String::as_str));
     warn(display, summary.ties.iter().map(String::as_str));
     detail(display, &plan::render(&summary, &job.io_text()));
-    let report = job.merge(&args.out, display, cancel);
+    let report = job.merge(&args.out, display, &signals.cancel);
     display.finish();
-    let report = report?;
+    let report = report.map_err(|error| match error {
+        Error::Interrupted { staging, .. } => {
+            Error::Interrupted { staging, terminated: signals.terminated() }
+        }
+        error => error,
+    })?;
     let labels = &summary.inputs;
     warn(display, report::warnings(&report, labels).iter().map(String::as_str));
     if !all.log.quiet && all.log.format == LogFormat::Text {

@@ -2,24 +2,40 @@
 
 #![expect(unsafe_code, reason = "ignoring a signal takes a system call")]
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-static CANCEL: AtomicBool = AtomicBool::new(false);
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
-/// Installs the handler: the first signal asks the merge to stop at the next tile, the second ends
-/// the program at once. Returns the flag that the merge looks at.
-pub(super) fn install() -> &'static AtomicBool {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let handler = || {
-        CANCEL.store(true, Ordering::Relaxed);
-        if COUNT.fetch_add(1, Ordering::Relaxed) > 0 {
-            // SAFETY: ends the process; nothing of it is used afterwards.
-            unsafe { libc::_exit(130) };
+/// What signals have asked for.
+pub(super) struct Signals {
+    /// Set by the first signal: the merge stops at the next tile.
+    pub(super) cancel: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Installs the handlers. The second signal ends the program at once.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(super) fn install() -> io::Result<Self> {
+        let signals = Self { cancel: Arc::default(), terminated: Arc::default() };
+        for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+            // In this order: the first signal finds the flag unset and sets it.
+            let _id = flag::register_conditional_shutdown(signal, code, signals.cancel.clone())?;
+            let _id = flag::register(signal, signals.cancel.clone())?;
         }
-    };
-    // Without a handler the signal ends the program, which does no harm either.
-    let _default_action = ctrlc::set_handler(handler);
-    &CANCEL
+        let _id = flag::register(SIGTERM, signals.terminated.clone())?;
+        Ok(signals)
+    }
+
+    /// Whether it was SIGTERM.
+    pub(super) fn terminated(&self) -> bool {
+        self.terminated.load(Ordering::Relaxed)
+    }
 }
 
 /// Makes a write beyond the file size limit an error (EFBIG) instead of a death.

@@ -60,7 +60,7 @@ pub(super) fn merge(
     let merged = in_staging(job, &staging, progress, cancel);
     let report = merged.map_err(|error| match error {
         Error::Engine(EngineError::Interrupted) => {
-            Error::Interrupted { staging: staging.root().to_owned() }
+            Error::Interrupted { staging: staging.root().to_owned(), terminated: false }
         }
         error => error,
     })?;

@@ -5,8 +5,10 @@
 
 mod support;
 
+mod cli;
 mod malformed;
 mod matching;
 mod memory;
 mod output;
 mod properties;
+mod reference;

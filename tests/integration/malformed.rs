@@ -17,7 +17,8 @@ use crate::support::{reflow, snapshot};
 
 #[derive(Deserialize)]
 struct Case {
-    case: String,
+    #[serde(rename = "case")]
+    name: String,
     path: String,
     message: String,
     /// `ok` if `--lenient` lets it pass.
@@ -71,17 +72,17 @@ fn every_rule_has_its_message_and_leaves_nothing_behind() {
         let begin = Instant::now();
         let result = merge_limited(&base, &path, &out, &[]);
         let stderr = String::from_utf8_lossy(&result.stderr);
-        assert_eq!(result.status.code(), Some(3), "{}: {stderr}", case.case);
-        assert!(stderr.contains(&case.message), "{}: {stderr}", case.case);
+        assert_eq!(result.status.code(), Some(3), "{}: {stderr}", case.name);
+        assert!(stderr.contains(&case.message), "{}: {stderr}", case.name);
         let file = path.file_name().unwrap().to_str().unwrap();
-        assert!(stderr.contains(file), "{} does not name its file: {stderr}", case.case);
-        assert!(begin.elapsed() < Duration::from_secs(1), "{} took long", case.case);
+        assert!(stderr.contains(file), "{} does not name its file: {stderr}", case.name);
+        assert!(begin.elapsed() < Duration::from_secs(1), "{} took long", case.name);
         assert!(
             !stderr.contains('\x1b') && !stderr.contains("panicked"),
             "{}: {stderr}",
-            case.case
+            case.name
         );
-        assert!(!out.exists() && !dir.path().join("out.partial").exists(), "{}", case.case);
+        assert!(!out.exists() && !dir.path().join("out.partial").exists(), "{}", case.name);
     }
     assert_eq!(before, snapshot(&bad()));
 }
@@ -90,7 +91,7 @@ fn every_rule_has_its_message_and_leaves_nothing_behind() {
 fn lenient_lets_the_harmless_ones_pass_and_no_others() {
     for case in cases().iter().filter(|case| case.message != "unknown type F12") {
         let command = reflow().args(["inspect", "--lenient"]).arg(bad().join(&case.path)).ok();
-        assert_eq!(command.is_ok(), case.lenient == "ok", "{}", case.case);
+        assert_eq!(command.is_ok(), case.lenient == "ok", "{}", case.name);
     }
 }
 
