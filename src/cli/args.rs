@@ -156,7 +156,7 @@ pub(super) struct RecipeFlags {
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Run")]
 pub(super) struct RunArgs {
-    /// Memory to use at most, page cache included [default: half of what there is]
+    /// Memory to use at most, page cache included [default: 7/8 of a container's, half of a machine's]
     #[arg(long, value_name = "SIZE", value_parser = size())]
     pub(super) memory: Option<u64>,
     /// Worker threads [default: one per core]

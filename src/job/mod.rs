@@ -148,8 +148,7 @@ impl Job {
     }
 }
 
-/// The limit to plan for: `--memory`, or half of what container and machine allow. The other
-/// half is left to the page cache, the kernel and everybody else.
+/// The limit to plan for: `--memory`, or a share of what container and machine allow.
 fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
     let found = host::memory::discover();
     let found = found.effective().cloned().unwrap_or(host::memory::Limit {
@@ -168,6 +167,11 @@ fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
             );
             progress.event(&Event::Warning { text: &text });
             (found.bytes, found.source)
+        }
+        // A container's limit is ours alone, and the plan counts all that it is charged for; the
+        // machine's memory is everybody's.
+        None if found.source.contains("/memory.") => {
+            (found.bytes / 8 * 7, format!("seven eighths of {}", found.source))
         }
         None => (found.bytes / 2, format!("half of {}", found.source)),
     }

@@ -3,8 +3,10 @@
 //! Everything here counts in integers, so adding tiles in another order, on other threads or in
 //! another session gives the same bits.
 
+mod rows;
 mod select;
 mod sum;
 
+pub use rows::{Ranked, RowCounts, RowSelection, Selected};
 pub use select::{Counts, SMALL, Selector};
 pub use sum::FixedSum;

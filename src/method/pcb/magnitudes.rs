@@ -7,29 +7,26 @@ use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::Bounds;
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Stage};
-use crate::stats::{Counts, Selector};
+use crate::stats::{RowCounts, RowSelection, Selected};
 
 /// Selects, per expert, two ranks among the magnitudes |tau_i|, and finds the largest one.
 pub(super) struct Magnitudes {
     setup: Arc<Setup>,
     elements: u64,
     threshold_rank: u64,
-    selectors: Vec<Selector>,
-    /// Known after the first pass.
-    largest: Option<Vec<u32>>,
+    selection: RowSelection,
 }
 
 pub(super) struct State {
-    counts: Vec<Counts>,
-    largest: Vec<u32>,
+    counts: RowCounts,
     keys: Vec<u32>,
 }
 
 impl Magnitudes {
     pub(super) fn new(setup: Arc<Setup>, elements: u64, threshold_rank: u64) -> Self {
         let ranks = setup.clamp_ranks(elements).to_vec();
-        let selectors = vec![Selector::new(elements, ranks); setup.experts()];
-        Self { setup, elements, threshold_rank, selectors, largest: None }
+        let selection = RowSelection::new(setup.experts(), elements, ranks);
+        Self { setup, elements, threshold_rank, selection }
     }
 }
 
@@ -37,55 +34,36 @@ impl Stage for Magnitudes {
     type State = State;
 
     fn name(&self) -> &'static str {
-        if self.largest.is_none() { "magnitudes" } else { "magnitudes, refined" }
+        if self.selection.is_first() { "magnitudes" } else { "magnitudes, refined" }
     }
 
     fn empty(&self) -> State {
-        State {
-            counts: self.selectors.iter().map(Selector::empty).collect(),
-            largest: vec![0; self.selectors.len()],
-            keys: vec![0; BLOCK],
-        }
+        State { counts: self.selection.empty(), keys: vec![0; BLOCK] }
     }
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let keys = &mut state.keys[..block.base.len()];
         for (i, tau) in block.rows.iter().enumerate() {
             self.setup.kernels.magnitude_keys(tau, keys);
-            state.counts[i].add(keys);
-            if self.largest.is_none() {
-                let largest = keys.iter().copied().fold(0, u32::max);
-                state.largest[i] = state.largest[i].max(largest);
-            }
+            self.selection.add(&mut state.counts, i, keys);
         }
     }
 
     fn merge(&self, into: &mut State, from: State) {
-        for (counts, more) in into.counts.iter_mut().zip(from.counts) {
-            counts.merge(more);
-        }
-        for (largest, more) in into.largest.iter_mut().zip(from.largest) {
-            *largest = (*largest).max(more);
-        }
+        into.counts.merge(from.counts);
     }
 
-    fn finish(mut self, state: State) -> Result<Next, MethodError> {
-        for (selector, counts) in self.selectors.iter_mut().zip(state.counts) {
-            selector.absorb(counts);
-        }
-        let largest = self.largest.take().unwrap_or(state.largest);
-        if self.selectors.iter().any(|s| s.values().is_none()) {
-            return Ok(Next::stage(Self { largest: Some(largest), ..self }));
-        }
-        let mut bounds = Vec::new();
-        let mut findings = Vec::new();
-        for (selector, largest) in self.selectors.iter().zip(largest) {
-            let ranked = selector.values().unwrap_or_default();
-            let bound = |i: usize| ranked.get(i).map_or(0.0, |&key| keys::magnitude(key));
-            let (b, f) = settle(bound(0), bound(1), keys::magnitude(largest));
-            bounds.push(b);
-            findings.push(f);
-        }
+    fn finish(self, state: State) -> Result<Next, MethodError> {
+        let found = match self.selection.absorb(state.counts) {
+            Selected::Again(selection) => return Ok(Next::stage(Self { selection, ..self })),
+            Selected::Found(found) => found,
+        };
+        let (bounds, findings) = (found.iter())
+            .map(|row| {
+                let value = |i| keys::magnitude(row.value(i));
+                settle(value(0), value(1), keys::magnitude(row.largest))
+            })
+            .unzip();
         let (rank, elements) = (self.threshold_rank, self.elements);
         Ok(Next::stage(Scores::new(self.setup, elements, rank, bounds, findings)))
     }

@@ -14,7 +14,7 @@ use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Softmax, Tally};
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Outcome, Stage};
-use crate::stats::{Counts, FixedSum, Selector};
+use crate::stats::{FixedSum, RowCounts, RowSelection, Selected};
 
 /// Position of the pair (i, j) in the triangle of all pairs of n experts.
 fn pair(n: usize, i: usize, j: usize) -> usize {
@@ -143,9 +143,9 @@ impl Stage for Sums {
         let totals: Vec<f32> = state.sums.iter().map(|sum| sum.value() as f32).collect();
         let (inter, intra) = totals.split_at(self.ranges.len());
         let (inter, intra) = (inter.to_vec(), intra.to_vec());
-        let selectors = vec![Selector::new(elements, vec![rank]); setup.experts()];
+        let selection = RowSelection::new(setup.experts(), elements, vec![rank]);
         let beta = Beta { setup, ranges: self.ranges, inter, intra };
-        Ok(Next::stage(Scores { beta, elements, empty: self.empty, selectors, largest: None }))
+        Ok(Next::stage(Scores { beta, elements, empty: self.empty, selection }))
     }
 }
 
@@ -200,13 +200,11 @@ struct Scores {
     beta: Beta,
     elements: u64,
     empty: Vec<bool>,
-    selectors: Vec<Selector>,
-    largest: Option<Vec<u32>>,
+    selection: RowSelection,
 }
 
 struct ScoreState {
-    counts: Vec<Counts>,
-    largest: Vec<u32>,
+    counts: RowCounts,
     keys: Vec<u32>,
     rows: Rows,
 }
@@ -215,16 +213,11 @@ impl Stage for Scores {
     type State = ScoreState;
 
     fn name(&self) -> &'static str {
-        if self.largest.is_none() { "scores" } else { "scores, refined" }
+        if self.selection.is_first() { "scores" } else { "scores, refined" }
     }
 
     fn empty(&self) -> ScoreState {
-        ScoreState {
-            counts: self.selectors.iter().map(Selector::empty).collect(),
-            largest: vec![0; self.selectors.len()],
-            keys: vec![0; BLOCK],
-            rows: Rows::new(),
-        }
+        ScoreState { counts: self.selection.empty(), keys: vec![0; BLOCK], rows: Rows::new() }
     }
 
     fn add(&self, state: &mut ScoreState, block: &Block<'_>, _out: &mut [f32]) {
@@ -233,40 +226,27 @@ impl Stage for Scores {
         for i in 0..block.rows.len() {
             self.beta.compute(i, block, &mut state.rows);
             self.beta.setup.kernels.magnitude_keys(&state.rows.beta[..len], keys);
-            state.counts[i].add(keys);
-            let largest = keys.iter().copied().fold(0, u32::max);
-            state.largest[i] = state.largest[i].max(largest);
+            self.selection.add(&mut state.counts, i, keys);
         }
     }
 
     fn merge(&self, into: &mut ScoreState, from: ScoreState) {
-        for (counts, more) in into.counts.iter_mut().zip(from.counts) {
-            counts.merge(more);
-        }
-        for (largest, more) in into.largest.iter_mut().zip(from.largest) {
-            *largest = (*largest).max(more);
-        }
+        into.counts.merge(from.counts);
     }
 
-    fn finish(mut self, state: ScoreState) -> Result<Next, MethodError> {
-        for (selector, counts) in self.selectors.iter_mut().zip(state.counts) {
-            selector.absorb(counts);
-        }
-        if self.selectors.iter().any(|s| s.values().is_none()) {
-            return Ok(Next::stage(Self { largest: Some(state.largest), ..self }));
-        }
-        let mut thresholds = Vec::new();
-        let mut findings = Vec::new();
-        for ((selector, largest), &empty) in
-            self.selectors.iter().zip(state.largest).zip(&self.empty)
-        {
-            let ranked = selector.values().unwrap_or_default();
-            let threshold = ranked.first().map_or(0.0, |&key| keys::magnitude(key));
-            let figures = vec![("threshold", threshold), ("top", keys::magnitude(largest))];
-            let notes = if empty { vec![Note::IdenticalToBase] } else { Vec::new() };
-            thresholds.push(threshold);
-            findings.push(Findings { empty, figures, notes });
-        }
+    fn finish(self, state: ScoreState) -> Result<Next, MethodError> {
+        let found = match self.selection.absorb(state.counts) {
+            Selected::Again(selection) => return Ok(Next::stage(Self { selection, ..self })),
+            Selected::Found(found) => found,
+        };
+        let (thresholds, findings) = (found.iter().zip(&self.empty))
+            .map(|(row, &empty)| {
+                let threshold = keys::magnitude(row.value(0));
+                let figures = vec![("threshold", threshold), ("top", keys::magnitude(row.largest))];
+                let notes = if empty { vec![Note::IdenticalToBase] } else { Vec::new() };
+                (threshold, Findings { empty, figures, notes })
+            })
+            .unzip();
         let Self { beta, elements, .. } = self;
         Ok(Next::stage(Map { beta, elements, thresholds, findings }))
     }

@@ -7,7 +7,7 @@ use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Bounds, Cut, Scratch};
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Stage};
-use crate::stats::{Counts, Selector};
+use crate::stats::{RowCounts, RowSelection, Selected};
 
 /// Selects, per expert, the threshold rank among the scores, and finds the largest score.
 pub(super) struct Scores {
@@ -15,14 +15,11 @@ pub(super) struct Scores {
     elements: u64,
     bounds: Vec<Bounds>,
     findings: Vec<Findings>,
-    selectors: Vec<Selector>,
-    /// Known after the first pass.
-    largest: Option<Vec<u32>>,
+    selection: RowSelection,
 }
 
 pub(super) struct State {
-    counts: Vec<Counts>,
-    largest: Vec<u32>,
+    counts: RowCounts,
     overflow: Vec<bool>,
     keys: Vec<u32>,
     scores: Vec<f32>,
@@ -37,8 +34,8 @@ impl Scores {
         bounds: Vec<Bounds>,
         findings: Vec<Findings>,
     ) -> Self {
-        let selectors = vec![Selector::new(elements, vec![rank]); bounds.len()];
-        Self { setup, elements, bounds, findings, selectors, largest: None }
+        let selection = RowSelection::new(bounds.len(), elements, vec![rank]);
+        Self { setup, elements, bounds, findings, selection }
     }
 }
 
@@ -46,14 +43,13 @@ impl Stage for Scores {
     type State = State;
 
     fn name(&self) -> &'static str {
-        if self.largest.is_none() { "scores" } else { "scores, refined" }
+        if self.selection.is_first() { "scores" } else { "scores, refined" }
     }
 
     fn empty(&self) -> State {
         let n = self.bounds.len();
         State {
-            counts: self.selectors.iter().map(Selector::empty).collect(),
-            largest: vec![0; n],
+            counts: self.selection.empty(),
             overflow: vec![false; n],
             keys: vec![0; BLOCK],
             scores: vec![0.0; n * BLOCK],
@@ -64,34 +60,20 @@ impl Stage for Scores {
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (setup, len) = (&self.setup, block.base.len());
         let scores = &mut state.scores[..self.bounds.len() * len];
-        setup.kernels.pcb_scores(
-            setup.inter(),
-            block.rows,
-            &self.bounds,
-            &mut state.scratch,
-            scores,
-        );
+        let (bounds, scratch) = (&self.bounds, &mut state.scratch);
+        setup.kernels.pcb_scores(setup.inter(), block.rows, bounds, scratch, scores);
         let keys = &mut state.keys[..len];
         for (i, scores) in scores.chunks_exact(len).enumerate() {
-            if self.largest.is_none() {
+            if self.selection.is_first() {
                 state.overflow[i] |= setup.kernels.max_magnitude_bits(scores) >= keys::INFINITY;
             }
             setup.kernels.score_keys(scores, keys);
-            state.counts[i].add(keys);
-            if self.largest.is_none() {
-                let largest = keys.iter().copied().fold(0, u32::max);
-                state.largest[i] = state.largest[i].max(largest);
-            }
+            self.selection.add(&mut state.counts, i, keys);
         }
     }
 
     fn merge(&self, into: &mut State, from: State) {
-        for (counts, more) in into.counts.iter_mut().zip(from.counts) {
-            counts.merge(more);
-        }
-        for (largest, more) in into.largest.iter_mut().zip(from.largest) {
-            *largest = (*largest).max(more);
-        }
+        into.counts.merge(from.counts);
         for (overflow, more) in into.overflow.iter_mut().zip(from.overflow) {
             *overflow |= more;
         }
@@ -101,22 +83,15 @@ impl Stage for Scores {
         if let Some(expert) = state.overflow.iter().position(|&o| o) {
             return Err(MethodError::ScoreOverflow { expert: expert + 1 });
         }
-        for (selector, counts) in self.selectors.iter_mut().zip(state.counts) {
-            selector.absorb(counts);
-        }
-        let largest = self.largest.take().unwrap_or(state.largest);
-        if self.selectors.iter().any(|s| s.values().is_none()) {
-            return Ok(Next::stage(Self { largest: Some(largest), ..self }));
-        }
-        let mut cuts = Vec::new();
-        for ((selector, largest), findings) in
-            self.selectors.iter().zip(largest).zip(&mut self.findings)
-        {
-            let ranked = selector.values().unwrap_or_default();
-            let threshold = ranked.first().map_or(0.0, |&key| keys::score(key));
-            let largest = keys::score(largest);
-            cuts.push(cut(threshold, largest, findings));
-        }
+        let found = match self.selection.absorb(state.counts) {
+            Selected::Again(selection) => return Ok(Next::stage(Self { selection, ..self })),
+            Selected::Found(found) => found,
+        };
+        let cuts = (found.iter().zip(&mut self.findings))
+            .map(|(row, findings)| {
+                cut(keys::score(row.value(0)), keys::score(row.largest), findings)
+            })
+            .collect();
         Ok(Next::stage(Map::new(self.setup, self.elements, self.bounds, cuts, self.findings)))
     }
 }

@@ -1,0 +1,99 @@
+//! The same selection on several rows of keys at once, with the largest key of each.
+
+use super::{Counts, Selector};
+
+/// Selects ranks in each of several rows of equally many keys, in one or two passes.
+#[derive(Clone, Debug)]
+pub struct RowSelection {
+    selectors: Vec<Selector>,
+    /// Known after the first pass.
+    largest: Option<Vec<u32>>,
+}
+
+/// What one pass has counted in all rows. Mergeable in any order.
+#[derive(Clone, Debug)]
+pub struct RowCounts {
+    counts: Vec<Counts>,
+    largest: Vec<u32>,
+}
+
+/// What was found in one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// The keys at the wanted ranks; 0 where there are no keys.
+    pub values: Vec<u32>,
+    /// The largest key; 0 where there are none.
+    pub largest: u32,
+}
+
+/// What follows a pass.
+pub enum Selected {
+    /// Everything is known, row by row.
+    Found(Vec<Ranked>),
+    /// Another pass is needed.
+    Again(RowSelection),
+}
+
+impl RowSelection {
+    /// Starts the selection of `ranks` (from 0) in each of `rows` rows of `total` keys.
+    pub fn new(rows: usize, total: u64, ranks: Vec<u64>) -> Self {
+        Self { selectors: vec![Selector::new(total, ranks); rows], largest: None }
+    }
+
+    /// Whether this is the first pass.
+    pub fn is_first(&self) -> bool {
+        self.largest.is_none()
+    }
+
+    /// Empty counts for the coming pass.
+    pub fn empty(&self) -> RowCounts {
+        RowCounts {
+            counts: self.selectors.iter().map(Selector::empty).collect(),
+            largest: vec![0; self.selectors.len()],
+        }
+    }
+
+    /// Counts a block of keys of one row.
+    pub fn add(&self, counts: &mut RowCounts, row: usize, keys: &[u32]) {
+        counts.counts[row].add(keys);
+        if self.is_first() {
+            let largest = keys.iter().copied().fold(0, u32::max);
+            counts.largest[row] = counts.largest[row].max(largest);
+        }
+    }
+
+    /// Takes the merged counts of a pass over all keys.
+    pub fn absorb(mut self, counts: RowCounts) -> Selected {
+        for (selector, counts) in self.selectors.iter_mut().zip(counts.counts) {
+            selector.absorb(counts);
+        }
+        let largest = self.largest.take().unwrap_or(counts.largest);
+        if self.selectors.iter().any(|selector| selector.values().is_none()) {
+            return Selected::Again(Self { largest: Some(largest), ..self });
+        }
+        let found = self.selectors.iter().zip(largest).map(|(selector, largest)| {
+            let values = selector.values().unwrap_or_default().to_vec();
+            Ranked { values, largest }
+        });
+        Selected::Found(found.collect())
+    }
+}
+
+impl RowCounts {
+    /// Adds what another part of the same pass has counted.
+    pub fn merge(&mut self, other: Self) {
+        for (counts, more) in self.counts.iter_mut().zip(other.counts) {
+            counts.merge(more);
+        }
+        for (largest, more) in self.largest.iter_mut().zip(other.largest) {
+            *largest = (*largest).max(more);
+        }
+    }
+}
+
+impl Ranked {
+    /// The key at the `i`-th wanted rank, 0 where there are no keys.
+    pub fn value(&self, i: usize) -> u32 {
+        self.values.get(i).copied().unwrap_or(0)
+    }
+}
