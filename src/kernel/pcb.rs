@@ -51,6 +51,16 @@ impl Tally {
         self.weight += other.weight;
     }
 
+    /// Both sums, to be saved.
+    pub fn to_parts(self) -> [u64; 2] {
+        [self.kept, self.weight]
+    }
+
+    /// A saved tally.
+    pub fn from_parts([kept, weight]: [u64; 2]) -> Self {
+        Self { kept, weight }
+    }
+
     /// The sum of the weights.
     pub fn weight(self) -> f64 {
         self.weight as f64 / WEIGHT_ONE

@@ -21,6 +21,10 @@ pub trait AnyStage: Send + Sync {
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]);
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
+    /// See [`Stage::save`].
+    fn save(&self, state: &mut State) -> Vec<u8>;
+    /// See [`Stage::load`].
+    fn load(&self, saved: &[u8]) -> Option<State>;
     /// See [`Stage::finish`].
     ///
     /// # Errors
@@ -47,6 +51,14 @@ impl<S: Stage> AnyStage for S {
 
     fn merge(&self, into: &mut State, from: State) {
         Stage::merge(self, own::<S>(into), take::<S>(from));
+    }
+
+    fn save(&self, state: &mut State) -> Vec<u8> {
+        Stage::save(self, own::<S>(state))
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<State> {
+        Some(State(Box::new(Stage::load(self, saved)?)))
     }
 
     fn finish(self: Box<Self>, state: State) -> Result<Next, MethodError> {

@@ -87,6 +87,12 @@ pub trait Stage: Send + Sync + 'static {
     /// Adds what another worker has gathered.
     fn merge(&self, into: &mut Self::State, from: Self::State);
 
+    /// The state as bytes, so that an interrupted pass can go on later.
+    fn save(&self, state: &Self::State) -> Vec<u8>;
+
+    /// A saved state of this stage; `None` if the bytes are not one.
+    fn load(&self, saved: &[u8]) -> Option<Self::State>;
+
     /// Ends the pass, with the merged state of all workers.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The same selection on several rows of keys at once, with the largest key of each.
 
-use super::{Counts, Selector};
+use super::{Counts, Reader, Selector, Writer};
 
 /// Selects ranks in each of several rows of equally many keys, in one or two passes.
 #[derive(Clone, Debug)]
@@ -62,6 +62,16 @@ impl RowSelection {
         }
     }
 
+    /// Saved counts of the coming pass; `None` if they are not.
+    pub fn load(&self, saved: &mut Reader<'_>) -> Option<RowCounts> {
+        let mut counts = self.empty();
+        for largest in &mut counts.largest {
+            *largest = saved.u32()?;
+        }
+        counts.counts.iter_mut().try_for_each(|counts| counts.load(saved))?;
+        Some(counts)
+    }
+
     /// Takes the merged counts of a pass over all keys.
     pub fn absorb(mut self, counts: RowCounts) -> Selected {
         for (selector, counts) in self.selectors.iter_mut().zip(counts.counts) {
@@ -80,6 +90,12 @@ impl RowSelection {
 }
 
 impl RowCounts {
+    /// Adds the counts to what is saved.
+    pub fn save(&self, out: &mut Writer) {
+        self.largest.iter().for_each(|&largest| out.u32(largest));
+        self.counts.iter().for_each(|counts| counts.save(out));
+    }
+
     /// Adds what another part of the same pass has counted.
     pub fn merge(&mut self, other: Self) {
         for (counts, more) in self.counts.iter_mut().zip(other.counts) {

@@ -5,6 +5,8 @@
 //! keys are collected instead and need one pass. Either way the result is the value that a full
 //! sort would put at the rank, however many keys are equal.
 
+use super::{Reader, Writer};
+
 /// The largest number of keys that is collected rather than counted (256 KiB of keys).
 pub const SMALL: u64 = 1 << 16;
 
@@ -140,6 +142,35 @@ impl Counts {
                     }
                 }
             }
+        }
+    }
+
+    /// Adds the counts to what is saved.
+    pub(super) fn save(&self, out: &mut Writer) {
+        match self {
+            Counts::Keys(keys) => {
+                out.u64(keys.len() as u64);
+                keys.iter().for_each(|&key| out.u32(key));
+            }
+            Counts::High(bins) => bins.iter().for_each(|&bin| out.u64(bin)),
+            Counts::Low(tables) => {
+                tables.iter().flat_map(|(_, bins)| bins).for_each(|&bin| out.u64(bin));
+            }
+        }
+    }
+
+    /// Fills empty counts with saved ones of the same pass.
+    pub(super) fn load(&mut self, saved: &mut Reader<'_>) -> Option<()> {
+        match self {
+            Counts::Keys(keys) => {
+                let count = saved.u64().filter(|&count| count <= SMALL)?;
+                for _ in 0..count {
+                    keys.push(saved.u32()?);
+                }
+                Some(())
+            }
+            Counts::High(bins) => saved.fill(bins),
+            Counts::Low(tables) => tables.iter_mut().try_for_each(|(_, bins)| saved.fill(bins)),
         }
     }
 

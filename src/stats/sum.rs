@@ -36,6 +36,16 @@ impl FixedSum {
         self.0 += other.0;
     }
 
+    /// The sum as an integer, to be saved.
+    pub fn to_bits(self) -> u128 {
+        self.0
+    }
+
+    /// A saved sum.
+    pub fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
     /// The sum, rounded once.
     pub fn value(self) -> f64 {
         // The conversion rounds to nearest; the scaling by a power of two is exact.

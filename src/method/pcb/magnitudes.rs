@@ -7,7 +7,7 @@ use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::Bounds;
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Stage};
-use crate::stats::{RowCounts, RowSelection, Selected};
+use crate::stats::{Reader, RowCounts, RowSelection, Selected, Writer};
 
 /// Selects, per expert, two ranks among the magnitudes |tau_i|, and finds the largest one.
 pub(super) struct Magnitudes {
@@ -51,6 +51,19 @@ impl Stage for Magnitudes {
 
     fn merge(&self, into: &mut State, from: State) {
         into.counts.merge(from.counts);
+    }
+
+    fn save(&self, state: &State) -> Vec<u8> {
+        let mut out = Writer::default();
+        state.counts.save(&mut out);
+        out.finish()
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<State> {
+        let mut saved = Reader::new(saved);
+        let counts = self.selection.load(&mut saved)?;
+        saved.end()?;
+        Some(State { counts, ..self.empty() })
     }
 
     fn finish(self, state: State) -> Result<Next, MethodError> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Findings, Setup};
+use super::{Findings, Setup, load_tallies, save_tallies};
 use crate::kernel::pcb::{Bounds, Cut, Scratch, Tally};
 use crate::method::{BLOCK, Block, MethodError, Next, Outcome, Stage};
 
@@ -75,6 +75,15 @@ impl Stage for Map {
         for (tally, more) in into.tallies.iter_mut().zip(from.tallies) {
             tally.merge(more);
         }
+    }
+
+    fn save(&self, state: &State) -> Vec<u8> {
+        save_tallies(&state.tallies)
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<State> {
+        let tallies = load_tallies(saved, self.findings.len())?;
+        Some(State { tallies, ..self.empty() })
     }
 
     fn finish(self, state: State) -> Result<Next, MethodError> {

@@ -24,8 +24,8 @@ use std::sync::Arc;
 
 use super::{AnyStage, ExpertOutcome, Method, MethodError, Note, Operand};
 use crate::kernel::Kernels;
-use crate::kernel::pcb::Inter;
-use crate::stats::Selector;
+use crate::kernel::pcb::{Inter, Tally};
+use crate::stats::{Reader, Selector, Writer};
 
 /// Which published definition of PCB is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +156,20 @@ impl Setup {
         }
         Ok(rank)
     }
+}
+
+fn save_tallies(tallies: &[Tally]) -> Vec<u8> {
+    let mut out = Writer::default();
+    tallies.iter().flat_map(|tally| tally.to_parts()).for_each(|part| out.u64(part));
+    out.finish()
+}
+
+fn load_tallies(saved: &[u8], experts: usize) -> Option<Vec<Tally>> {
+    let mut saved = Reader::new(saved);
+    let tallies = (0..experts).map(|_| Some(Tally::from_parts([saved.u64()?, saved.u64()?])));
+    let tallies = tallies.collect::<Option<_>>()?;
+    saved.end()?;
+    Some(tallies)
 }
 
 /// What the folds found out about one expert.

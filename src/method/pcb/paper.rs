@@ -10,11 +10,11 @@
 
 use std::sync::Arc;
 
-use super::{Findings, Setup};
+use super::{Findings, Setup, load_tallies, save_tallies};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Softmax, Tally};
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Outcome, Stage};
-use crate::stats::{FixedSum, RowCounts, RowSelection, Selected};
+use crate::stats::{FixedSum, Reader, RowCounts, RowSelection, Selected, Writer};
 
 /// Position of the pair (i, j) in the triangle of all pairs of n experts.
 fn pair(n: usize, i: usize, j: usize) -> usize {
@@ -68,6 +68,22 @@ impl Stage for Products {
         for (into, from) in into.iter_mut().zip(from) {
             *into = (into.0.min(from.0), into.1.max(from.1));
         }
+    }
+
+    fn save(&self, state: &Self::State) -> Vec<u8> {
+        let mut out = Writer::default();
+        state.iter().flat_map(|&(least, most)| [least, most]).for_each(|key| out.u32(key));
+        out.finish()
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<Self::State> {
+        let mut saved = Reader::new(saved);
+        let mut state = self.empty();
+        for range in &mut state {
+            *range = (saved.u32()?, saved.u32()?);
+        }
+        saved.end()?;
+        Some(state)
     }
 
     fn finish(self, state: Self::State) -> Result<Next, MethodError> {
@@ -136,6 +152,22 @@ impl Stage for Sums {
         for (sum, more) in into.sums.iter_mut().zip(from.sums) {
             sum.merge(more);
         }
+    }
+
+    fn save(&self, state: &SumState) -> Vec<u8> {
+        let mut out = Writer::default();
+        state.sums.iter().for_each(|sum| out.u128(sum.to_bits()));
+        out.finish()
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<SumState> {
+        let mut saved = Reader::new(saved);
+        let mut state = self.empty();
+        for sum in &mut state.sums {
+            *sum = FixedSum::from_bits(saved.u128()?);
+        }
+        saved.end()?;
+        Some(state)
     }
 
     fn finish(self, state: SumState) -> Result<Next, MethodError> {
@@ -234,6 +266,19 @@ impl Stage for Scores {
         into.counts.merge(from.counts);
     }
 
+    fn save(&self, state: &ScoreState) -> Vec<u8> {
+        let mut out = Writer::default();
+        state.counts.save(&mut out);
+        out.finish()
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<ScoreState> {
+        let mut saved = Reader::new(saved);
+        let counts = self.selection.load(&mut saved)?;
+        saved.end()?;
+        Some(ScoreState { counts, ..self.empty() })
+    }
+
     fn finish(self, state: ScoreState) -> Result<Next, MethodError> {
         let found = match self.selection.absorb(state.counts) {
             Selected::Again(selection) => return Ok(Next::stage(Self { selection, ..self })),
@@ -309,6 +354,15 @@ impl Stage for Map {
         for (tally, more) in into.tallies.iter_mut().zip(from.tallies) {
             tally.merge(more);
         }
+    }
+
+    fn save(&self, state: &MapState) -> Vec<u8> {
+        save_tallies(&state.tallies)
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<MapState> {
+        let tallies = load_tallies(saved, self.findings.len())?;
+        Some(MapState { tallies, ..self.empty() })
     }
 
     fn finish(self, state: MapState) -> Result<Next, MethodError> {

@@ -7,7 +7,7 @@ use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Bounds, Cut, Scratch};
 use crate::method::{BLOCK, Block, MethodError, Next, Note, Stage};
-use crate::stats::{RowCounts, RowSelection, Selected};
+use crate::stats::{Reader, RowCounts, RowSelection, Selected, Writer};
 
 /// Selects, per expert, the threshold rank among the scores, and finds the largest score.
 pub(super) struct Scores {
@@ -77,6 +77,24 @@ impl Stage for Scores {
         for (overflow, more) in into.overflow.iter_mut().zip(from.overflow) {
             *overflow |= more;
         }
+    }
+
+    fn save(&self, state: &State) -> Vec<u8> {
+        let mut out = Writer::default();
+        state.overflow.iter().for_each(|&overflow| out.u32(overflow.into()));
+        state.counts.save(&mut out);
+        out.finish()
+    }
+
+    fn load(&self, saved: &[u8]) -> Option<State> {
+        let mut saved = Reader::new(saved);
+        let mut state = self.empty();
+        for overflow in &mut state.overflow {
+            *overflow = saved.u32()? != 0;
+        }
+        state.counts = self.selection.load(&mut saved)?;
+        saved.end()?;
+        Some(state)
     }
 
     fn finish(mut self, state: State) -> Result<Next, MethodError> {
