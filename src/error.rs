@@ -72,6 +72,16 @@ pub enum Error {
         /// Bytes there.
         free: u64,
     },
+    /// What lies in the staging directory is the beginning of another merge.
+    #[error(
+        "{} holds the beginning of another merge: {what}; --restart discards it", path.display()
+    )]
+    OtherPlan {
+        /// The staging directory.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
     /// Another process works on the same output.
     #[error("another reflow is writing {} ({holder}); wait for it or stop it", path.display())]
     Locked {
@@ -92,7 +102,7 @@ pub enum Error {
     },
     /// Stopped by a signal.
     #[error(
-        "interrupted; run the same command again to start over, or remove {}", staging.display()
+        "interrupted; run the same command again to go on, or remove {}", staging.display()
     )]
     Interrupted {
         /// What is left behind.
@@ -118,6 +128,7 @@ impl Error {
             Error::OutputExists { .. } | Error::Foreign { .. } => 5,
             Error::NoSpace { .. } => 6,
             Error::Io { source, .. } => io_code(source),
+            Error::OtherPlan { .. } => 10,
             Error::Locked { .. } => 11,
             Error::Interrupted { terminated: false, .. } => 130,
             Error::Interrupted { terminated: true, .. } => 143,

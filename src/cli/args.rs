@@ -165,6 +165,12 @@ pub(super) struct RunArgs {
     /// How inputs are read
     #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
     pub(super) io: IoRequest,
+    /// Start over instead of going on where an earlier attempt stopped
+    #[arg(long)]
+    pub(super) restart: bool,
+    /// Bytes between two records of progress (for tests)
+    #[arg(long, hide = true, value_parser = size())]
+    pub(super) checkpoint: Option<u64>,
     /// Elements per tile (for tests)
     #[arg(long, hide = true, value_parser = value_parser!(u32).range(1..=1 << 30))]
     pub(super) tile: Option<u32>,

@@ -46,6 +46,8 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         threads: args.threads.map(usize::from),
         io: args.io,
         tile: args.tile.map(|tile| tile as usize),
+        checkpoint: args.checkpoint,
+        restart: args.restart,
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     line(
         "",
         format!(
-            "{} for {} tiles of {} elements, {} for statistics of {}, {} for writing, {} for \
+            "{} for {} tiles of {} elements, {} for statistics ({}), {} for writing, {} for \
              program and headers",
             bytes(memory.input_bytes + memory.output_bytes),
             memory.tiles,

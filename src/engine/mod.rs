@@ -10,6 +10,7 @@ pub mod sink;
 pub mod source;
 mod worker;
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
 use crate::kernel::Kernels;
@@ -38,12 +39,14 @@ pub struct Context<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// What one pass does.
+/// What one pass, or a part of one, does.
 pub enum Work<'a> {
     /// Writes segments that need no statistics.
     Copies {
         /// Their indices.
         segments: &'a [u32],
+        /// Which of their elements, laid end to end.
+        range: Range<u64>,
     },
     /// One stage of one streamed unit.
     Stage {
@@ -51,6 +54,8 @@ pub enum Work<'a> {
         unit: u32,
         /// The stage.
         stage: &'a dyn AnyStage,
+        /// Which of the unit's elements.
+        range: Range<u64>,
     },
     /// All stages of units that fit in a tile each.
     Whole {

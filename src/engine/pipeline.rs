@@ -225,14 +225,15 @@ impl Work<'_> {
     ) -> Box<dyn Iterator<Item = (Option<u32>, Tile)> + 'b> {
         let most = plan.budget.tile_elements;
         match self {
-            Work::Copies { segments } => {
-                Box::new(tiles(&plan.segments, segments, most).map(|tile| (None, tile)))
-            }
-            Work::Stage { unit, .. } => Box::new(
-                tiles(&plan.segments, plan.unit_segments(*unit), most).map(|tile| (None, tile)),
+            Work::Copies { segments, range } => Box::new(
+                tiles(&plan.segments, segments, range.clone(), most).map(|tile| (None, tile)),
+            ),
+            Work::Stage { unit, range, .. } => Box::new(
+                tiles(&plan.segments, plan.unit_segments(*unit), range.clone(), most)
+                    .map(|tile| (None, tile)),
             ),
             Work::Whole { units } => Box::new(units.iter().flat_map(move |&unit| {
-                tiles(&plan.segments, plan.unit_segments(unit), most)
+                tiles(&plan.segments, plan.unit_segments(unit), 0..u64::MAX, most)
                     .map(move |tile| (Some(unit), tile))
             })),
         }

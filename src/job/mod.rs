@@ -10,6 +10,7 @@
 //! ```
 
 mod inputs;
+mod journal;
 mod output;
 mod preflight;
 mod publish;
@@ -34,6 +35,7 @@ use crate::recipe::{Recipe, Settings};
 /// A merge that is planned and has not begun.
 pub struct Job {
     recipe: Recipe,
+    settings: Settings,
     inputs: Inputs,
     method: Box<dyn Method>,
     kernels: &'static Kernels,
@@ -81,7 +83,7 @@ impl Job {
         let means = Means { memory, memory_source, threads, mode, tile };
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
         let keep_cache = keeps_cache(&settings, &inputs, &plan);
-        Ok(Self { recipe, inputs, method, kernels, plan, mode, mode_reason, keep_cache })
+        Ok(Self { recipe, settings, inputs, method, kernels, plan, mode, mode_reason, keep_cache })
     }
 
     /// The plan in numbers and names.
@@ -118,6 +120,10 @@ impl Job {
         progress: &dyn Progress,
         cancel: &AtomicBool,
     ) -> Result<Report, Error> {
+        if staging::was_committed(out, &self.identity()) {
+            progress.event(&Event::Warning { text: "the output was complete already" });
+            return Ok(Report::default());
+        }
         let _enough = self.preflight(out)?;
         run::merge(self, out, progress, cancel)
     }
@@ -130,6 +136,25 @@ impl Job {
             mtime_ns: f.mtime_ns,
         };
         self.inputs.catalogs().flat_map(|c| c.files.iter().map(file)).collect()
+    }
+
+    /// What decides the bytes of the output, for the staging directory.
+    fn identity(&self) -> staging::Identity {
+        let absolute =
+            |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let inputs =
+            self.inputs.catalogs().flat_map(|c| &c.files).map(|file| staging::InputIdentity {
+                path: absolute(&file.path),
+                bytes: file.len,
+                // JSON numbers do not hold 128 bits.
+                mtime_ns: file.mtime_ns.to_string(),
+                header_sha256: file.header_sha256.clone(),
+            });
+        staging::Identity {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
+            inputs: inputs.collect(),
+        }
     }
 
     /// The recipe as it is published: with display names instead of paths.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Job, run::Report};
+use super::Job;
 use crate::checkpoint::{CardExpert, CardFile, ModelCard, config_json, side_files};
 use crate::engine::sink::durable;
 use crate::error::{Error, IoContext};
@@ -21,7 +21,7 @@ pub(super) fn makes(job: &Job, name: &str) -> bool {
 }
 
 /// Writes side files, model card, recipe, config and, last, the index.
-pub(super) fn write(job: &Job, model: &Path, _report: &Report) -> Result<(), Error> {
+pub(super) fn write(job: &Job, model: &Path) -> Result<(), Error> {
     let root = &job.inputs.base.root;
     for name in side_files(root, job.recipe.copy_code) {
         if name == CONFIG || name == CARD {

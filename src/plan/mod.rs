@@ -90,9 +90,14 @@ impl Segment {
         }
     }
 
+    /// Bytes that reading one element takes, over all sources.
+    pub fn element_bytes(&self) -> u64 {
+        (0..self.sources.len()).map(|i| self.source_size(i)).sum()
+    }
+
     /// Bytes that reading the whole segment once takes, over all sources.
     pub fn input_bytes(&self) -> u64 {
-        (0..self.sources.len()).map(|i| self.source_size(i) * self.elements).sum()
+        self.element_bytes() * self.elements
     }
 }
 
@@ -235,6 +240,26 @@ impl Plan {
     /// Segments of a unit.
     pub fn unit_segments(&self, unit: u32) -> &[u32] {
         &self.units[unit as usize].segments
+    }
+
+    /// Elements of the listed segments.
+    pub fn elements(&self, segments: &[u32]) -> u64 {
+        segments.iter().map(|&s| self.segments[s as usize].elements).sum()
+    }
+
+    /// For the first `elements` elements of the listed segments, laid end to end: how many lie in each.
+    pub fn first<'a>(
+        &'a self,
+        segments: &'a [u32],
+        elements: u64,
+    ) -> impl Iterator<Item = (&'a Segment, u64)> + 'a {
+        let mut left = elements;
+        segments.iter().map(move |&s| {
+            let segment = &self.segments[s as usize];
+            let covered = segment.elements.min(left);
+            left -= covered;
+            (segment, covered)
+        })
     }
 
     /// Bytes that one read of the listed segments takes, over all inputs.

@@ -1,5 +1,7 @@
 //! Tiles: the units of flow, cut from segments on the way.
 
+use std::ops::Range;
+
 use super::Segment;
 
 /// A run of elements of one segment.
@@ -13,17 +15,23 @@ pub struct Tile {
     pub elements: u32,
 }
 
-/// Cuts the listed segments into tiles of at most `most` elements, in order.
+/// Cuts the elements `range` of the listed segments, laid end to end, into tiles of at most `most`
+/// elements, in order. No tile reaches over a segment's end.
 pub fn tiles<'a>(
     segments: &'a [Segment],
     listed: &'a [u32],
+    range: Range<u64>,
     most: u32,
 ) -> impl Iterator<Item = Tile> + 'a {
+    let mut before = 0;
     listed.iter().flat_map(move |&segment| {
         let total = segments[segment as usize].elements;
-        (0..total.div_ceil(u64::from(most))).map(move |k| {
-            let start = k * u64::from(most);
-            Tile { segment, start, elements: (total - start).min(u64::from(most)) as u32 }
+        let first = range.start.saturating_sub(before).min(total);
+        let last = range.end.saturating_sub(before).min(total);
+        before += total;
+        (0..last.saturating_sub(first).div_ceil(u64::from(most))).map(move |k| {
+            let start = first + k * u64::from(most);
+            Tile { segment, start, elements: (last - start).min(u64::from(most)) as u32 }
         })
     })
 }

@@ -36,4 +36,8 @@ pub struct Settings {
     pub io: IoRequest,
     /// Elements per tile.
     pub tile: Option<usize>,
+    /// Bytes between two records of progress, if not the usual.
+    pub checkpoint: Option<u64>,
+    /// Start over, whatever an earlier attempt has left.
+    pub restart: bool,
 }

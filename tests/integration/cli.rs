@@ -232,7 +232,7 @@ fn a_reader_that_goes_away_or_a_full_stdout_is_no_panic() {
 }
 
 #[test]
-fn ctrl_c_stops_soon_and_the_same_command_starts_over() {
+fn ctrl_c_stops_soon_and_the_same_command_goes_on() {
     let dir = TempDir::new().unwrap();
     // Large enough to be caught at work: holes read as zeros, and tiles of 16 elements take their time.
     let models = family(2, Dtype::BF16, 3);

@@ -12,3 +12,4 @@ mod memory;
 mod output;
 mod properties;
 mod reference;
+mod resume;
