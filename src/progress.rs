@@ -36,8 +36,13 @@ pub enum Event<'a> {
         /// What.
         text: &'a str,
     },
-    /// Something the user may want to know.
+    /// Something the user should know.
     Notice {
+        /// What.
+        text: &'a str,
+    },
+    /// Something the user may want to know.
+    Detail {
         /// What.
         text: &'a str,
     },

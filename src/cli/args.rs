@@ -13,9 +13,9 @@ Exit codes:
   0 done                        6 no space, quota or size limit
   1 other                       7 I/O error
   2 usage, recipe or config     9 needs more memory than the limit
-  3 bad or inconsistent input  11 another process works on this output
-  4 an input changed          130 interrupted
-  5 output exists             143 terminated
+  3 bad or inconsistent input  10 begun by another merge (see --restart)
+  4 an input changed           11 another process works on this output
+  5 output exists             130, 143 interrupted, resumable
 An unknown code is a failure.";
 
 /// Merge fine-tuned experts of one base model into one checkpoint.

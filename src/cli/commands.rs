@@ -43,7 +43,7 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     })?;
     let labels = &summary.inputs;
     warn(display, report::warnings(&report, labels).iter().map(String::as_str));
-    if !all.log.quiet && all.log.format == LogFormat::Text {
+    if !all.log.quiet && all.log.format == LogFormat::Text && !report.passes.is_empty() {
         output::message(report::render(&report, labels, keep).trim_end());
     }
     if all.log.format == LogFormat::Json {
@@ -90,5 +90,5 @@ fn warn<'a>(display: &dyn Display, texts: impl Iterator<Item = &'a str>) {
 }
 
 fn detail(display: &dyn Display, text: &str) {
-    text.lines().for_each(|text| display.event(&Event::Notice { text }));
+    text.lines().for_each(|text| display.event(&Event::Detail { text }));
 }

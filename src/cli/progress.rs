@@ -96,8 +96,9 @@ impl Progress for Bar {
             }
             Event::ShardDone { file } if self.verbose => self.say("", "0", &format!("{file} done")),
             Event::Warning { text } => self.say("warning: ", "33", text),
-            Event::Notice { text } if self.verbose => self.say("", "0", text),
-            Event::PassFinished { .. } | Event::ShardDone { .. } | Event::Notice { .. } => {}
+            Event::Notice { text } => self.say("", "0", text),
+            Event::Detail { text } if self.verbose => self.say("", "0", text),
+            Event::PassFinished { .. } | Event::ShardDone { .. } | Event::Detail { .. } => {}
         }
     }
 
@@ -200,10 +201,11 @@ impl Progress for Lines {
             Event::Warning { text } => {
                 self.say("warning", &format!("warning: {text}"), json!({ "message": text }));
             }
-            Event::Notice { text } if self.verbose => {
-                self.say("notice", text, json!({ "message": text }));
+            Event::Notice { text } => self.say("notice", text, json!({ "message": text })),
+            Event::Detail { text } if self.verbose => {
+                self.say("detail", text, json!({ "message": text }));
             }
-            Event::PassFinished { .. } | Event::ShardDone { .. } | Event::Notice { .. } => {}
+            Event::PassFinished { .. } | Event::ShardDone { .. } | Event::Detail { .. } => {}
         }
     }
 

@@ -121,7 +121,7 @@ impl Job {
         cancel: &AtomicBool,
     ) -> Result<Report, Error> {
         if staging::was_committed(out, &self.identity()) {
-            progress.event(&Event::Warning { text: "the output was complete already" });
+            progress.event(&Event::Notice { text: "the output was complete already" });
             return Ok(Report::default());
         }
         let _enough = self.preflight(out)?;
