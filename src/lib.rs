@@ -16,9 +16,10 @@
 //! ];
 //! let recipe = Recipe::new("base-model".into(), experts);
 //! let settings = Settings { memory: Some(512 << 20), ..Settings::default() };
-//! let job = Job::plan(recipe, settings, Ties::Compare, &Silent)?;
+//! let stop = AtomicBool::new(false);
+//! let job = Job::plan(recipe, settings, Ties::Compare(&stop), &Silent)?;
 //! println!("reads {} bytes", job.summary().read);
-//! let report = job.merge("merged".as_ref(), &Silent, &AtomicBool::new(false))?;
+//! let report = job.merge("merged".as_ref(), &Silent, &stop)?;
 //! println!("took {:.1} s", report.seconds);
 //! # Ok(())
 //! # }

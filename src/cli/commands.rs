@@ -28,7 +28,8 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     source::install_sigbus_handler().at("handle", here)?;
     let recipe = convert::recipe(&args.recipe)?;
     let keep = recipe.method.keep();
-    let job = Job::plan(recipe, convert::settings(&args.run), Ties::Compare, display)?;
+    let job =
+        Job::plan(recipe, convert::settings(&args.run), Ties::Compare(&signals.cancel), display)?;
     let summary = job.summary();
     warn(display, summary.warnings.iter().map(String::as_str));
     warn(display, summary.ties.iter().map(String::as_str));

@@ -1,5 +1,7 @@
 //! What a worker does with one tile.
 
+use std::sync::atomic::Ordering;
+
 use super::decode::{Decoder, TileData, encode};
 use super::{Context, EngineError, Work};
 use crate::method::{AnyStage, BLOCK, Next, Outcome, State};
@@ -74,6 +76,10 @@ impl<'a> Worker<'a> {
     ) -> Result<(), EngineError> {
         let size = tile.segment.out_size as usize;
         for at in (0..tile.elements).step_by(BLOCK) {
+            // A tile may be a whole tensor: too much to finish first.
+            if self.context.cancel.load(Ordering::Relaxed) {
+                return Err(EngineError::Interrupted);
+            }
             let len = BLOCK.min(tile.elements - at);
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
             self.decoder

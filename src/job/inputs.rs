@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Ties;
 use crate::checkpoint::{Catalog, OpenOptions, ShardFile, TensorInfo, display_name};
+use crate::engine::EngineError;
 use crate::error::{Error, IoContext};
 use crate::plan::Inputs;
 use crate::plan::tied::{self, Tie};
@@ -46,7 +48,7 @@ fn distinct(names: Vec<String>) -> Vec<String> {
 pub(super) fn settle_ties(
     recipe: &Recipe,
     inputs: &mut Inputs,
-    how: Ties,
+    how: Ties<'_>,
 ) -> Result<Vec<Tie>, Error> {
     let mut ties = Vec::new();
     if recipe.count_aliases {
@@ -61,7 +63,10 @@ pub(super) fn settle_ties(
                 equal &= catalog.get(&candidate.name).is_none();
                 continue;
             };
-            equal &= how == Ties::Assume || same_bytes(catalog, head, embedding)?;
+            equal &= match how {
+                Ties::Assume => true,
+                Ties::Compare(cancel) => same_bytes(catalog, head, embedding, cancel)?,
+            };
         }
         let tie = if equal { Tie::Alias(candidate) } else { Tie::Untied(candidate) };
         tied::apply(inputs, &tie);
@@ -71,7 +76,12 @@ pub(super) fn settle_ties(
 }
 
 /// Compares two tensors of a checkpoint, a MiB at a time.
-fn same_bytes(catalog: &Catalog, a: &TensorInfo, b: &TensorInfo) -> Result<bool, Error> {
+fn same_bytes(
+    catalog: &Catalog,
+    a: &TensorInfo,
+    b: &TensorInfo,
+    cancel: &AtomicBool,
+) -> Result<bool, Error> {
     const STEP: u64 = 1 << 20;
     let open = |tensor: &TensorInfo| -> Result<(File, &ShardFile), Error> {
         let shard = &catalog.files[tensor.file as usize];
@@ -80,6 +90,9 @@ fn same_bytes(catalog: &Catalog, a: &TensorInfo, b: &TensorInfo) -> Result<bool,
     let ((file_a, shard_a), (file_b, shard_b)) = (open(a)?, open(b)?);
     let mut buffers = [vec![0; STEP as usize], vec![0; STEP as usize]];
     for start in (0..a.len).step_by(STEP as usize) {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(EngineError::Interrupted.into());
+        }
         let len = STEP.min(a.len - start) as usize;
         let [buffer_a, buffer_b] = &mut buffers;
         let (buffer_a, buffer_b) = (&mut buffer_a[..len], &mut buffer_b[..len]);

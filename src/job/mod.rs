@@ -46,12 +46,12 @@ pub struct Job {
 }
 
 /// How far tied weights are looked into while planning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ties {
+#[derive(Clone, Copy, Debug)]
+pub enum Ties<'a> {
     /// Believe config and names; no data is read.
     Assume,
-    /// Compare the bytes.
-    Compare,
+    /// Compare the bytes, until the flag is set.
+    Compare(&'a AtomicBool),
 }
 
 impl Job {
@@ -62,7 +62,7 @@ impl Job {
     pub fn plan(
         recipe: Recipe,
         settings: Settings,
-        ties: Ties,
+        ties: Ties<'_>,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let kernels = kernel::select()?;

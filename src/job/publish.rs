@@ -55,7 +55,7 @@ fn out_dtype(job: &Job) -> Option<&'static str> {
 
 /// `Some(false)` if the output's head is no copy of its embedding any more.
 fn untied(job: &Job) -> Option<bool> {
-    job.plan.ties.iter().any(|tie| matches!(tie, Tie::Untied(_))).then_some(false)
+    job.plan.ties.iter().any(Tie::unties_head).then_some(false)
 }
 
 pub(super) fn model_card(job: &Job) -> ModelCard {

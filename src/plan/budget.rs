@@ -27,7 +27,7 @@ pub struct Budget {
     pub input_bytes: u64,
     /// Output buffers of the tiles in flight.
     pub output_bytes: u64,
-    /// Statistics: a state for each worker, and the one they are gathered in.
+    /// Statistics: a state for each worker, the one they are gathered in, and one being saved.
     pub fold_bytes: u64,
     /// Written pages that the disk has not taken yet.
     pub write_bytes: u64,
@@ -145,8 +145,8 @@ fn compute(
         grain,
         input_bytes,
         output_bytes: u64::from(tile) * demand.output_bytes * tiles as u64,
-        // One for each worker, and one that gathers them.
-        fold_bytes: demand.state_bytes * (workers as u64 + 1),
+        // One for each worker, one that gathers them, and one on its way to the disk.
+        fold_bytes: demand.state_bytes * (workers as u64 + 2),
         write_bytes: 2 * write_behind,
         fixed_bytes: PROGRAM + demand.catalog_bytes,
     }

@@ -115,7 +115,9 @@ impl PlanSummary {
 
 fn describe(tie: &Tie) -> String {
     match tie {
-        Tie::Alias(c) => format!("{} is a copy of {}: merged and counted once", c.name, c.of),
+        Tie::Alias(c) => {
+            format!("{} is tied to {}: if all bytes agree, merged and counted once", c.name, c.of)
+        }
         Tie::Untied(c) => format!("{} differs from {}: merged as its own tensor", c.name, c.of),
     }
 }

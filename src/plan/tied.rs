@@ -28,6 +28,14 @@ pub enum Tie {
     Untied(Candidate),
 }
 
+impl Tie {
+    /// Whether an output head that the config calls tied is not.
+    pub fn unties_head(&self) -> bool {
+        let is_head = |name: &str| HEADS.iter().any(|head| ends_with_component(name, head));
+        matches!(self, Tie::Untied(candidate) if is_head(&candidate.name))
+    }
+}
+
 const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 const EMBEDDINGS: [&str; 6] = [
     "embed_tokens.weight",
