@@ -27,7 +27,6 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    signals::ignore_file_size_signal();
     match commands::run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,12 +1,10 @@
 //! Ctrl-C and its kin.
 
-#![expect(unsafe_code, reason = "ignoring a signal takes a system call")]
-
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 /// What signals have asked for.
@@ -29,6 +27,8 @@ impl Signals {
             let _id = flag::register(signal, signals.cancel.clone())?;
         }
         let _id = flag::register(SIGTERM, signals.terminated.clone())?;
+        // With a handler, a write beyond the file size limit is an error instead of a death.
+        let _id = flag::register(SIGXFSZ, Arc::default())?;
         Ok(signals)
     }
 
@@ -36,10 +36,4 @@ impl Signals {
     pub(super) fn terminated(&self) -> bool {
         self.terminated.load(Ordering::Relaxed)
     }
-}
-
-/// Makes a write beyond the file size limit an error (EFBIG) instead of a death.
-pub(super) fn ignore_file_size_signal() {
-    // SAFETY: SIG_IGN runs no code of ours, and no other thread exists yet.
-    let _old = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

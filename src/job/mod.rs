@@ -4,6 +4,7 @@
 //! OUT.partial/            staging, beside OUT
 //!   state/lock            held while a process works here
 //!   state/plan.json       what is being made
+//!   state/journal         how far it has come
 //!   model/NAME.part       shards being written; no loader looks for that name
 //!   model/                finished shards, side files, index
 //! OUT/                    appears by one rename of model/

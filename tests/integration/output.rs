@@ -232,3 +232,40 @@ fn an_empty_tensor_survives() {
         [0, 4]
     );
 }
+
+#[test]
+fn a_file_size_limit_is_an_error_and_not_a_death() {
+    let dir = on_disk(2, Dtype::BF16);
+    let out = dir.path().join("out");
+    let script = format!(
+        "ulimit -f 4; exec {} merge --base {base}/base --expert {base}/expert1 --expert {base}/expert2 --out {}",
+        env!("CARGO_BIN_EXE_reflow"),
+        out.display(),
+        base = dir.path().display()
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{stderr}");
+    assert!(stderr.contains("file size limit") && !out.exists(), "{stderr}");
+    // Room again: the same command goes on.
+    merge(dir.path(), 2, &out).assert().success();
+}
+
+#[test]
+fn few_file_descriptors_are_enough_for_many_shards() {
+    let dir = TempDir::new().unwrap();
+    write_family(dir.path(), &family(3, Dtype::BF16, 4), &[9, 8, 7, 6]);
+    let out = |name: &str| dir.path().join(name);
+    let run = |limit: &str, name: &str| {
+        let script = format!(
+            "{limit}; exec {} merge -q --shard-size 2000 --base {d}/base --expert {d}/expert1 --expert {d}/expert2 \
+             --expert {d}/expert3 --out {}",
+            env!("CARGO_BIN_EXE_reflow"),
+            out(name).display(),
+            d = dir.path().display()
+        );
+        std::process::Command::new("sh").args(["-c", &script]).status().unwrap()
+    };
+    assert!(run("ulimit -n 16", "few").success() && run("true", "many").success());
+    assert_eq!(files(&out("few")), files(&out("many")));
+}
