@@ -5,6 +5,7 @@
 
 mod decode;
 pub mod host;
+mod patience;
 mod pipeline;
 pub mod sink;
 pub mod source;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::SinkError;
+use crate::engine::patience::patiently;
 
 /// Replaces (or makes) a file such that after a crash its name gives the old bytes or the new ones, whole.
 ///
@@ -29,7 +30,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
     let needed = bytes.len() as u64;
-    let mut file = File::create(path).map_err(|e| SinkError::of("create", path, needed, e))?;
+    let mut file =
+        patiently(|| File::create(path)).map_err(|e| SinkError::of("create", path, needed, e))?;
     file.write_all(bytes).map_err(|e| SinkError::of("write", path, needed, e))?;
     file.sync_all().map_err(|e| SinkError::sync(path, needed, e))
 }
@@ -39,7 +41,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
 /// # Errors
 /// [`SinkError::Io`] when it cannot be opened, [`SinkError::Sync`] when it cannot be synced.
 pub fn fsync_dir(dir: &Path) -> Result<(), SinkError> {
-    let file = File::open(dir).map_err(|e| SinkError::of("open", dir, 0, e))?;
+    let file = patiently(|| File::open(dir)).map_err(|e| SinkError::of("open", dir, 0, e))?;
     match file.sync_all() {
         // Some file systems (CIFS, FUSE) cannot sync directories and do not need it.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::EBADF)) => {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::SinkError;
 use super::writeback::{self, Dirty};
 use crate::engine::host::disk::{FileSystem, file_system};
+use crate::engine::patience::patiently;
 
 /// Where writeback cannot be started by range, everything is synced after this many bytes. Dirty pages
 /// of NFS that could not be reclaimed got a process of 35 MB killed (pixeloven/ComfyUI-Docker#66).
@@ -65,10 +66,7 @@ impl ShardWriter {
     /// # Errors
     /// [`SinkError::Exists`], [`SinkError::NoSpace`], or [`SinkError::Io`]. A file made here is removed.
     pub fn create(path: &Path, len: u64, config: &SinkConfig) -> Result<Self, SinkError> {
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .open(path)
+        let file = patiently(|| File::options().write(true).create_new(true).open(path))
             .map_err(|e| SinkError::of("create", path, len, e))?;
         let sized = writeback::reserve_or_size(&file, len);
         if let Err(e) = sized {
@@ -84,9 +82,7 @@ impl ShardWriter {
     /// # Errors
     /// [`SinkError::NoSpace`] or [`SinkError::Io`].
     pub fn reopen(path: &Path, len: u64, config: &SinkConfig) -> Result<Self, SinkError> {
-        let file = File::options()
-            .write(true)
-            .open(path)
+        let file = patiently(|| File::options().write(true).open(path))
             .map_err(|e| SinkError::of("open", path, len, e))?;
         writeback::reserve_or_size(&file, len)
             .map_err(|e| SinkError::of("reserve space for", path, len, e))?;

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
+use crate::engine::patience::Patience;
+
 use super::file::{OpenFile, Opening};
 use super::{ByteRange, InputFile, SourceError};
 
@@ -60,6 +62,7 @@ impl Files {
     }
 
     fn open_new(&mut self, input: &Arc<InputFile>) -> Result<OpenFile, SourceError> {
+        let patience = Patience::new();
         loop {
             match OpenFile::open(Arc::clone(input), &self.opening) {
                 Err(SourceError::Open { source, .. })
@@ -68,6 +71,7 @@ impl Files {
                 {
                     self.open.remove(0);
                 }
+                Err(SourceError::Open { source, .. }) if patience.again(&source) => {}
                 done => return done,
             }
         }

@@ -1,0 +1,39 @@
+//! Waiting for file descriptors.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Waits while the process has too many files open: tiles in flight give theirs back.
+pub(super) struct Patience(Instant);
+
+impl Patience {
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    pub(super) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether to try again after `error`. Waits a moment before it says yes.
+    pub(super) fn again(&self, error: &io::Error) -> bool {
+        let full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+        let again = full && self.0.elapsed() < Self::LIMIT;
+        if again {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        again
+    }
+}
+
+/// Opens a file, with patience.
+///
+/// # Errors
+/// Those of `open`; EMFILE only if no descriptor has come free for some seconds.
+pub(super) fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let patience = Patience::new();
+    loop {
+        match open() {
+            Err(error) if patience.again(&error) => {}
+            done => return done,
+        }
+    }
+}
