@@ -107,7 +107,7 @@ impl Job {
     /// # Errors
     /// If something is there already, lies inside an input, or does not fit on the disk.
     pub fn preflight(&self, out: &Path) -> Result<Space, Error> {
-        preflight::check(&self.inputs, &self.plan, out)
+        preflight::check(&self.inputs, &self.plan, without_slash(out))
     }
 
     /// Merges into the new directory `out`.
@@ -121,6 +121,7 @@ impl Job {
         progress: &dyn Progress,
         cancel: &AtomicBool,
     ) -> Result<Report, Error> {
+        let out = without_slash(out);
         if staging::was_committed(out, &self.identity()) {
             progress.event(&Event::Notice { text: "the output was complete already" });
             return Ok(Report::default());
@@ -172,6 +173,11 @@ impl Job {
     fn model_card(&self) -> ModelCard {
         publish::model_card(self)
     }
+}
+
+/// `dir/` as `dir`: the staging directory lies beside it, not in it.
+fn without_slash(out: &Path) -> &Path {
+    out.components().as_path()
 }
 
 /// The limit to plan for: `--memory`, or a share of what container and machine allow.

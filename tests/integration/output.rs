@@ -125,6 +125,24 @@ fn the_published_recipe_is_a_recipe() {
 }
 
 #[test]
+fn odd_paths_are_paths() {
+    let dir = on_disk(2, Dtype::BF16);
+    std::fs::rename(dir.path().join("expert1"), dir.path().join("ex =1.5 ü")).unwrap();
+    let mut command = crate::support::reflow();
+    command.current_dir(dir.path()).args(["merge", "--base", "./base/", "--out", "o u t//"]);
+    // The first is a directory whose name looks like one with a lambda.
+    command.args(["--expert", "ex =1.5 ü", "--expert", "ex =1.5 ü=1.25"]).assert().success();
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    let card = String::from_utf8(open(&dir.path().join("o u t"), "README.md")).unwrap();
+    assert!(
+        card.contains("| ex =1.5 ü | 1 |") && card.contains("| ex =1.5 ü (2) | 1.25 |"),
+        "{card}"
+    );
+}
+
+#[test]
 fn an_existing_output_is_refused_and_left_alone() {
     let dir = on_disk(1, Dtype::BF16);
     let out = dir.path().join("out");
