@@ -23,7 +23,8 @@ pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> S
     let experts = totals(report);
     let elements: u64 = report.units.iter().map(|(_, outcome)| outcome.elements).sum();
     let all: f64 = experts.iter().map(|e| e.weight).sum();
-    let width = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0);
+    let names = labels[1..].iter().chain(report.passes.iter().map(|pass| &pass.name));
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
     for (i, (expert, label)) in experts.iter().zip(&labels[1..]).enumerate() {
         let _infallible = write!(
             text,
