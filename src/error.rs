@@ -82,6 +82,22 @@ pub enum Error {
         /// What differs.
         what: String,
     },
+    /// A file of reflow's own is not as it was written.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// A finished output is not what its manifest says.
+    #[error("{} {} found in {}", findings, if *findings == 1 { "fault" } else { "faults" }, path.display())]
+    Unsound {
+        /// The directory.
+        path: PathBuf,
+        /// Number of findings.
+        findings: usize,
+    },
     /// Another process works on the same output.
     #[error("another reflow is writing {} ({holder}); wait for it or stop it", path.display())]
     Locked {
@@ -99,6 +115,12 @@ pub enum Error {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Stopped by a signal, with nothing begun.
+    #[error("interrupted")]
+    Stopped {
+        /// Whether it was SIGTERM rather than SIGINT.
+        terminated: bool,
     },
     /// Stopped by a signal.
     #[error(
@@ -128,10 +150,12 @@ impl Error {
             Error::OutputExists { .. } | Error::Foreign { .. } => 5,
             Error::NoSpace { .. } => 6,
             Error::Io { source, .. } => io_code(source),
+            Error::Damaged { .. } | Error::Unsound { .. } => 8,
             Error::OtherPlan { .. } => 10,
             Error::Locked { .. } => 11,
-            Error::Interrupted { terminated: false, .. } => 130,
-            Error::Interrupted { terminated: true, .. } => 143,
+            Error::Interrupted { terminated, .. } | Error::Stopped { terminated } => {
+                if *terminated { 143 } else { 130 }
+            }
         }
     }
 
@@ -163,6 +187,7 @@ fn engine_code(error: &EngineError) -> u8 {
 fn sink_code(error: &SinkError) -> u8 {
     match error {
         SinkError::NoSpace { .. } => 6,
+        SinkError::Damaged { .. } => 8,
         _ => 7,
     }
 }

@@ -14,8 +14,6 @@ pub enum Event<'a> {
     PassStarted {
         /// Its name.
         name: &'a str,
-        /// What it will read.
-        bytes: u64,
     },
     /// A pass is over.
     PassFinished {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use reflow::engine::host::usage;
-use reflow::engine::sink::{ShardWriter, SinkConfig};
+use reflow::engine::sink::{RealDisk, ShardWriter, SinkConfig};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     let tile = vec![7u8; 1 << 20];
     let start = Instant::now();
     let config = SinkConfig { chunk: chunk << 10, ..SinkConfig::default() };
-    let writer = ShardWriter::create(&file, mib << 20, &config)?;
+    let writer = ShardWriter::create(&RealDisk, &file, mib << 20, &config)?;
     for i in 0..mib {
         writer.write_at(i << 20, &tile)?;
     }

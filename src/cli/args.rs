@@ -6,7 +6,9 @@ use bytesize::ByteSize;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::method::pcb::Variant;
-use crate::recipe::{IoRequest, Missing, NonFinite, OutputDtype, Scope, Vocab, Words};
+use crate::recipe::{
+    Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -16,6 +18,7 @@ Exit codes:
   3 bad or inconsistent input  10 begun by another merge (see --restart)
   4 an input changed           11 another process works on this output
   5 output exists             130, 143 interrupted, resumable
+  8 damaged: not what was written
 An unknown code is a failure.";
 
 /// Merge fine-tuned experts of one base model into one checkpoint.
@@ -39,6 +42,51 @@ pub(super) enum Command {
     Plan(Box<Plan>),
     /// Show what a checkpoint holds
     Inspect(Inspect),
+    /// Show how far an output is, and the command that goes on with it
+    Status(Status),
+    /// Check that an output still holds what was written
+    Verify(Verify),
+    /// Remove what an unfinished merge has left
+    Clean(Clean),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Status {
+    /// Output directory, finished or not
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Verify {
+    /// Output directory, finished or not
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Names, sizes, headers and index only
+    #[arg(long, conflicts_with_all = ["sample", "full"])]
+    pub(super) quick: bool,
+    /// The same, and a part of the data, for example 5%
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "full")]
+    pub(super) sample: Option<f64>,
+    /// Every byte [default]
+    #[arg(long)]
+    pub(super) full: bool,
+    /// Chooses the sample; the same seed takes the same [default: another each time]
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub(super) seed: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Clean {
+    /// Output directory, or its staging directory
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -47,7 +95,7 @@ pub(super) struct Merge {
     pub(super) recipe: RecipeArgs,
     #[command(flatten)]
     pub(super) run: RunArgs,
-    /// Create this directory; it must not exist
+    /// Create this directory; it must not exist, or be empty
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: PathBuf,
     /// Print the report as JSON to standard output
@@ -168,6 +216,15 @@ pub(super) struct RunArgs {
     /// Start over instead of going on where an earlier attempt stopped
     #[arg(long)]
     pub(super) restart: bool,
+    /// Read every byte of the output once more before it is published
+    #[arg(long)]
+    pub(super) verify: bool,
+    /// Bytes of recorded output to read back before going on (for tests)
+    #[arg(long, hide = true, value_parser = size())]
+    pub(super) reread: Option<u64>,
+    /// Stop before a call that writes, kill:N or pause:N (for tests)
+    #[arg(long, hide = true, value_parser = failpoint)]
+    pub(super) failpoint: Option<Failpoint>,
     /// Bytes between two records of progress (for tests)
     #[arg(long, hide = true, value_parser = size())]
     pub(super) checkpoint: Option<u64>,
@@ -219,6 +276,27 @@ fn word<T: Words + Send + Sync>() -> impl clap::builder::TypedValueParser<Value 
     use clap::builder::{PossibleValuesParser, TypedValueParser as _};
     PossibleValuesParser::new(T::WORDS.iter().map(|(word, _)| *word))
         .map(|text| T::parse(&text).unwrap_or(T::WORDS[0].1))
+}
+
+/// Parses a share: 5%, 0.05.
+fn share(text: &str) -> Result<f64, String> {
+    let parsed = match text.strip_suffix('%') {
+        Some(number) => number.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse(),
+    };
+    let share = parsed.ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "not a share; write for example 5% or 0.05".to_owned())
+}
+
+/// Parses a failpoint.
+fn failpoint(text: &str) -> Result<Failpoint, String> {
+    let (how, after) = text.split_once(':').ok_or("write kill:N or pause:N")?;
+    let how = match how {
+        "kill" => Stop::Kill,
+        "pause" => Stop::Pause,
+        _ => return Err("write kill:N or pause:N".to_owned()),
+    };
+    Ok(Failpoint { how, after: after.parse().map_err(|_| "not a number")? })
 }
 
 /// A parser for sizes: 512MiB, 5GB (decimal), plain bytes.

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan};
 use super::progress::{self, Display};
 use super::signals::Signals;
-use super::{Outcome, convert, inspect, output, plan, report};
+use super::{Outcome, convert, inspect, output, plan, report, upkeep};
 use crate::checkpoint::{Catalog, OpenOptions};
 use crate::engine::source;
 use crate::error::{Error, IoContext};
@@ -19,6 +19,9 @@ pub(super) fn run(args: &Args) -> Outcome {
         Command::Merge(merge) => run_merge(merge, args, &*display),
         Command::Plan(plan) => run_plan(plan, &*display),
         Command::Inspect(inspect) => run_inspect(inspect, &*display),
+        Command::Status(status) => upkeep::status(status),
+        Command::Verify(verify) => upkeep::verify(verify, &*display),
+        Command::Clean(clean) => upkeep::clean(clean, &*display),
     }
 }
 
@@ -36,12 +39,7 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     detail(display, &plan::render(&summary, &job.io_text()));
     let report = job.merge(&args.out, display, &signals.cancel);
     display.finish();
-    let report = report.map_err(|error| match error {
-        Error::Interrupted { staging, .. } => {
-            Error::Interrupted { staging, terminated: signals.terminated() }
-        }
-        error => error,
-    })?;
+    let report = report.map_err(|error| signals.name(error))?;
     let labels = &summary.inputs;
     warn(display, report::warnings(&report, labels).iter().map(String::as_str));
     if !all.log.quiet && all.log.format == LogFormat::Text && !report.passes.is_empty() {
@@ -86,7 +84,7 @@ fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {
     output::data(&inspect::render(&catalog, args.tensors))
 }
 
-fn warn<'a>(display: &dyn Display, texts: impl Iterator<Item = &'a str>) {
+pub(super) fn warn<'a>(display: &dyn Display, texts: impl Iterator<Item = &'a str>) {
     texts.for_each(|text| display.event(&Event::Warning { text }));
 }
 

@@ -47,8 +47,26 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         io: args.io,
         tile: args.tile.map(|tile| tile as usize),
         checkpoint: args.checkpoint,
+        reread: args.reread,
+        verify: args.verify,
+        command: Some(command_line()),
+        failpoint: args.failpoint,
         restart: args.restart,
     }
+}
+
+/// The command line as it can be typed again.
+fn command_line() -> String {
+    let quoted = |arg: std::ffi::OsString| {
+        let arg = arg.to_string_lossy().into_owned();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) {
+            arg
+        } else {
+            format!("'{}'", arg.replace('\'', r"'\''"))
+        }
+    };
+    std::env::args_os().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// `DIR` or `DIR=LAMBDA`: split at the last `=` if a number follows and no such path exists.

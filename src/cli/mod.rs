@@ -9,6 +9,7 @@ mod plan;
 mod progress;
 mod report;
 mod signals;
+mod upkeep;
 
 use std::process::ExitCode;
 

@@ -90,7 +90,7 @@ impl Progress for Bar {
                 self.line.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
                 self.line.enable_steady_tick(Duration::from_millis(250));
             }
-            Event::PassStarted { name, .. } => self.line.set_message(name.to_owned()),
+            Event::PassStarted { name } => self.line.set_message(name.to_owned()),
             Event::PassFinished { name, bytes, seconds } if self.verbose => {
                 self.say("", "0", &pass_line(name, bytes, seconds));
             }
@@ -187,7 +187,7 @@ impl Progress for Lines {
                     (state.total, state.done_before) = (bytes_total, bytes_done);
                 });
             }
-            Event::PassStarted { name, .. } => {
+            Event::PassStarted { name } => {
                 self.with_state(|state| name.clone_into(&mut state.pass));
             }
             Event::PassFinished { name, bytes, seconds } if self.verbose || self.json => self.say(

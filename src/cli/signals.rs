@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
+use crate::engine::EngineError;
+use crate::error::Error;
+
 /// What signals have asked for.
 pub(super) struct Signals {
     /// Set by the first signal: the merge stops at the next tile.
@@ -32,8 +35,13 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Whether it was SIGTERM.
-    pub(super) fn terminated(&self) -> bool {
-        self.terminated.load(Ordering::Relaxed)
+    /// Says in an error which signal it was.
+    pub(super) fn name(&self, error: Error) -> Error {
+        let terminated = self.terminated.load(Ordering::Relaxed);
+        match error {
+            Error::Interrupted { staging, .. } => Error::Interrupted { staging, terminated },
+            Error::Engine(EngineError::Interrupted) => Error::Stopped { terminated },
+            error => error,
+        }
     }
 }

@@ -36,7 +36,7 @@ pub struct Context<'a> {
     pub nonfinite: NonFinite,
     /// Told about every tile.
     pub progress: &'a dyn Progress,
-    /// Set from outside to stop at the next tile.
+    /// Set from outside to stop after the tiles under way.
     pub cancel: &'a AtomicBool,
 }
 
@@ -83,22 +83,27 @@ pub struct PassResult {
     pub outcomes: Vec<(u32, Outcome)>,
     /// How many expert values were not finite and counted as the base's.
     pub replaced: u64,
+    /// How much of the work is done: elements from the start of the range, or units merged whole. All of
+    /// it, unless the pass was stopped from outside.
+    pub done: u64,
 }
 
 /// Takes finished bytes.
 pub trait TileSink: Send {
     /// Writes `bytes` at an absolute offset of an output shard. Called once for every output
-    /// byte, from one thread, in any order.
+    /// byte, from one thread, in plan order.
     ///
     /// # Errors
     /// If the disk refuses.
     fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
 }
 
-/// Runs one pass.
+/// Runs one pass. When it is stopped from outside, what it has begun is finished, and the result says how
+/// far it came.
 ///
 /// # Errors
-/// [`EngineError`]; what was written stays written.
+/// [`EngineError`]; what was written stays written. [`EngineError::Interrupted`] only if a stop came amid a
+/// tile of a fold, too large to be finished first.
 pub fn run(
     context: &Context<'_>,
     work: &Work<'_>,

@@ -12,7 +12,11 @@
 //! dropped. Tickets carry the reusable output buffer. They are the only back-pressure, so memory
 //! does not depend on which stage is slow. A thread that fails drops its channel ends; the others
 //! see that and stop.
+//!
+//! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
+//! sink sees plan order. That cannot block: the tile it waits for has its ticket already.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -33,6 +37,8 @@ struct Ticket {
 
 /// A tile whose bytes are in memory.
 struct Loaded {
+    /// Its place in plan order.
+    number: u64,
     unit: Option<u32>,
     tile: Tile,
     bytes: Vec<TileBytes>,
@@ -41,6 +47,7 @@ struct Loaded {
 
 /// A tile whose output is ready to be written.
 struct Finished {
+    number: u64,
     tile: Tile,
     ticket: Ticket,
 }
@@ -74,37 +81,47 @@ pub(super) fn run(
             .collect();
         // The threads hold the channel ends that they need; these would keep the others waiting.
         drop((loaded, to_writer));
-        let writer = scope.spawn(move || write(context, sink, &finished, &free));
+        let writer = scope.spawn(move || write(context, work, sink, &finished, &free));
 
         // A failed thread makes its neighbours end early without an error of their own.
-        let mut result = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
-        let mut parts = Vec::new();
+        let issued = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
+        let (mut result, mut cut, mut parts) = (Ok(()), false, Vec::new());
         for thread in threads {
             match thread.join().unwrap_or(Err(EngineError::Panicked("worker"))) {
-                Ok(part) => parts.push(part),
+                Ok(part) => {
+                    cut |= part.cut;
+                    parts.push(part);
+                }
                 Err(error) => result = result.and(Err(error)),
             }
         }
         let written = writer.join().unwrap_or(Err(EngineError::Panicked("writer")));
-        result.and(written)?;
-        Ok(combine(work, parts))
+        let issued = issued?;
+        result?;
+        let written = written?;
+        let done = match work {
+            // What a worker has gathered from a part of a tile cannot be taken back.
+            Work::Stage { .. } if cut => return Err(EngineError::Interrupted),
+            Work::Stage { stage, .. } if !stage.writes() => issued,
+            Work::Stage { .. } | Work::Copies { .. } | Work::Whole { .. } => written,
+        };
+        Ok(combine(work, parts, done))
     })
 }
 
-/// Takes tickets, asks for tiles ahead of time, and hands on those whose bytes have come.
+/// Takes tickets, asks for tiles ahead of time, and hands on those whose bytes have come. Returns how much
+/// was handed on, in [`PassResult::done`]'s terms.
 fn read(
     context: &Context<'_>,
     work: &Work<'_>,
     source: &mut Source,
     pool: &Receiver<Ticket>,
     to_workers: &Sender<Loaded>,
-) -> Result<(), EngineError> {
+) -> Result<u64, EngineError> {
     let mut asked: Option<(Option<u32>, Tile, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
-    loop {
-        if context.cancel.load(Ordering::Relaxed) {
-            return Err(EngineError::Interrupted);
-        }
+    let (mut number, mut issued) = (0, 0);
+    while !context.cancel.load(Ordering::Relaxed) {
         let coming = match next.next() {
             Some((unit, tile)) => {
                 let Ok(ticket) = pool.recv() else { break };
@@ -117,16 +134,18 @@ fn read(
         let last = coming.is_none();
         if let Some((unit, tile, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
             let bytes = source.read(&ranges)?;
-            if to_workers.send(Loaded { unit, tile, bytes, ticket }).is_err() {
+            if to_workers.send(Loaded { number, unit, tile, bytes, ticket }).is_err() {
                 break;
             }
+            number += 1;
+            issued += work.worth(tile);
         }
         if last {
             break;
         }
     }
     source.finish_pass();
-    Ok(())
+    Ok(issued)
 }
 
 /// The bytes of a tile in each of its sources.
@@ -152,7 +171,8 @@ fn compute(
     free: &Sender<Ticket>,
 ) -> Result<Part, EngineError> {
     let mut worker = Worker::new(context, work);
-    for Loaded { unit, tile, bytes, mut ticket } in loaded {
+    let mut cut = false;
+    for Loaded { number, unit, tile, bytes, mut ticket } in loaded {
         let segment = &context.plan.segments[tile.segment as usize];
         if work.writes() {
             ticket.out.resize(tile.elements as usize * segment.out_size as usize, 0);
@@ -163,35 +183,49 @@ fn compute(
             elements: tile.elements as usize,
             bytes: bytes.iter().map(|bytes| &**bytes).collect(),
         };
-        worker.tile(unit, &data, &mut ticket.out)?;
+        match worker.tile(unit, &data, &mut ticket.out) {
+            Err(EngineError::Interrupted) => {
+                cut = true;
+                break;
+            }
+            done => done?,
+        }
         let read: usize = data.bytes.iter().map(|bytes| bytes.len()).sum();
         drop(bytes);
         context.progress.advance(read as u64);
         if !work.writes() {
             // The reader may have read its last tile and be gone; there may be more to work on.
             let _gone = free.send(ticket);
-        } else if to_writer.send(Finished { tile, ticket }).is_err() {
+        } else if to_writer.send(Finished { number, tile, ticket }).is_err() {
             break;
         }
     }
     let replaced = worker.replaced();
-    Ok(Part { state: worker.state, outcomes: worker.outcomes, replaced })
+    Ok(Part { state: worker.state, outcomes: worker.outcomes, replaced, cut })
 }
 
+/// Writes tiles in plan order; returns how much, in [`PassResult::done`]'s terms.
 fn write(
     context: &Context<'_>,
+    work: &Work<'_>,
     sink: &mut dyn TileSink,
     finished: &Receiver<Finished>,
     free: &Sender<Ticket>,
-) -> Result<(), EngineError> {
-    for Finished { tile, ticket } in finished {
-        let segment = &context.plan.segments[tile.segment as usize];
-        let offset = segment.offset + tile.start * u64::from(segment.out_size);
-        sink.write(segment.shard as usize, offset, &ticket.out)?;
-        // The reader may have read its last tile and be gone.
-        let _gone = free.send(ticket);
+) -> Result<u64, EngineError> {
+    let (mut early, mut next, mut written) = (BTreeMap::new(), 0, 0);
+    for Finished { number, tile, ticket } in finished {
+        let _new = early.insert(number, (tile, ticket));
+        while let Some((tile, ticket)) = early.remove(&next) {
+            let segment = &context.plan.segments[tile.segment as usize];
+            let offset = segment.offset + tile.start * u64::from(segment.out_size);
+            sink.write(segment.shard as usize, offset, &ticket.out)?;
+            next += 1;
+            written += work.worth(tile);
+            // The reader may have read its last tile and be gone.
+            let _gone = free.send(ticket);
+        }
     }
-    Ok(())
+    Ok(written)
 }
 
 /// What one worker leaves behind.
@@ -199,10 +233,12 @@ struct Part {
     state: Option<State>,
     outcomes: Vec<(u32, crate::method::Outcome)>,
     replaced: u64,
+    /// Whether it was stopped amid a tile.
+    cut: bool,
 }
 
-fn combine(work: &Work<'_>, parts: Vec<Part>) -> PassResult {
-    let mut result = PassResult::default();
+fn combine(work: &Work<'_>, parts: Vec<Part>, done: u64) -> PassResult {
+    let mut result = PassResult { done, ..PassResult::default() };
     for part in parts {
         result.replaced += part.replaced;
         result.outcomes.extend(part.outcomes);
@@ -214,10 +250,23 @@ fn combine(work: &Work<'_>, parts: Vec<Part>) -> PassResult {
         }
     }
     result.outcomes.sort_by_key(|&(unit, _)| unit);
+    if let Work::Whole { units } = work {
+        // Units that were merged but not written are merged once more.
+        let last = units[..done as usize].last();
+        result.outcomes.retain(|(unit, _)| Some(unit) <= last);
+    }
     result
 }
 
 impl Work<'_> {
+    /// What a finished tile adds to [`PassResult::done`].
+    fn worth(&self, tile: Tile) -> u64 {
+        match self {
+            Work::Copies { .. } | Work::Stage { .. } => u64::from(tile.elements),
+            Work::Whole { .. } => 1,
+        }
+    }
+
     /// The tiles of this pass, each with the unit it makes up if it is whole.
     fn tiles<'b>(
         &'b self,

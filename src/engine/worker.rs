@@ -7,6 +7,10 @@ use super::{Context, EngineError, Work};
 use crate::method::{AnyStage, BLOCK, Next, Outcome, State};
 use crate::plan::Action;
 
+/// Tiles of up to this many elements are finished before a merge stops: that takes milliseconds, and all that a
+/// fold has gathered stays good.
+const PROMPT: usize = 4 << 20;
+
 /// One worker's space and statistics.
 pub(super) struct Worker<'a> {
     context: &'a Context<'a>,
@@ -77,7 +81,7 @@ impl<'a> Worker<'a> {
         let size = tile.segment.out_size as usize;
         for at in (0..tile.elements).step_by(BLOCK) {
             // A tile may be a whole tensor: too much to finish first.
-            if self.context.cancel.load(Ordering::Relaxed) {
+            if tile.elements > PROMPT && self.context.cancel.load(Ordering::Relaxed) {
                 return Err(EngineError::Interrupted);
             }
             let len = BLOCK.min(tile.elements - at);

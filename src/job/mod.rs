@@ -1,30 +1,44 @@
 //! A merge from recipe to finished directory: open, plan, stage, run the passes, commit.
 //!
 //! ```text
-//! OUT.partial/            staging, beside OUT
+//! OUT.partial/            staging, beside OUT (OUT/.reflow-state/ if OUT was there before)
 //!   state/lock            held while a process works here
 //!   state/plan.json       what is being made
 //!   state/journal         how far it has come
+//!   state/fold-U-S-E      what a fold has gathered
 //!   model/NAME.part       shards being written; no loader looks for that name
-//!   model/                finished shards, side files, index
+//!   model/                finished shards, side files, index, manifest
 //! OUT/                    appears by one rename of model/
 //! ```
+//!
+//! The protocol and its promises are told in `docs/reliability.md`.
 
+mod extents;
+mod failpoint;
 mod inputs;
 mod journal;
+mod manifest;
 mod output;
 mod preflight;
 mod publish;
+mod resume;
 mod run;
+mod snapshots;
 mod staging;
+mod status;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+pub use manifest::{Manifest, ManifestExtent, ManifestFile};
 pub use preflight::Space;
 pub use run::{PassReport, Report};
+pub use status::{Status, Unfinished, clean, status};
+pub use verify::{Depth, Finding, VerifyReport, verify};
 
 use crate::checkpoint::ModelCard;
+use crate::engine::sink::{RealDisk, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
@@ -32,6 +46,7 @@ use crate::method::Method;
 use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress};
 use crate::recipe::{Recipe, Settings};
+use staging::{Place, PlanFile};
 
 /// A merge that is planned and has not begun.
 pub struct Job {
@@ -44,6 +59,7 @@ pub struct Job {
     mode: Mode,
     mode_reason: String,
     keep_cache: bool,
+    storage: Box<dyn Storage>,
 }
 
 /// How far tied weights are looked into while planning.
@@ -84,7 +100,22 @@ impl Job {
         let means = Means { memory, memory_source, threads, mode, tile };
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
         let keep_cache = keeps_cache(&settings, &inputs, &plan);
-        Ok(Self { recipe, settings, inputs, method, kernels, plan, mode, mode_reason, keep_cache })
+        let storage: Box<dyn Storage> = match settings.failpoint {
+            Some(point) => Box::new(failpoint::Watched::new(RealDisk, point)),
+            None => Box::new(RealDisk),
+        };
+        Ok(Self {
+            recipe,
+            settings,
+            inputs,
+            method,
+            kernels,
+            plan,
+            mode,
+            mode_reason,
+            keep_cache,
+            storage,
+        })
     }
 
     /// The plan in numbers and names.
@@ -107,13 +138,14 @@ impl Job {
     /// # Errors
     /// If something is there already, lies inside an input, or does not fit on the disk.
     pub fn preflight(&self, out: &Path) -> Result<Space, Error> {
-        preflight::check(&self.inputs, &self.plan, without_slash(out))
+        let out = without_slash(out);
+        preflight::check(&self.inputs, &self.plan, out, Place::of(out)?)
     }
 
-    /// Merges into the new directory `out`.
+    /// Merges into the directory `out`, which is new or empty.
     ///
     /// # Errors
-    /// See [`Error`]; whatever happens, `out` exists only when it is complete, and inputs are
+    /// See [`Error`]; whatever happens, a new `out` exists only when it is complete, and inputs are
     /// untouched.
     pub fn merge(
         &self,
@@ -122,12 +154,22 @@ impl Job {
         cancel: &AtomicBool,
     ) -> Result<Report, Error> {
         let out = without_slash(out);
-        if staging::was_committed(out, &self.identity()) {
+        let is_ours = || {
+            let manifest = Manifest::load(out).ok().flatten();
+            manifest.is_some_and(|manifest| manifest.plan == self.fingerprint())
+        };
+        if staging::was_published(&*self.storage, out, is_ours) {
             progress.event(&Event::Notice { text: "the output was complete already" });
             return Ok(Report::default());
         }
-        let _enough = self.preflight(out)?;
-        run::merge(self, out, progress, cancel)
+        let place = Place::of(out)?;
+        let _enough = preflight::check(&self.inputs, &self.plan, out, place)?;
+        if place == Place::Inside {
+            progress.event(&Event::Notice {
+                text: "the output directory exists: its files appear one by one at the end, the index last",
+            });
+        }
+        run::merge(self, out, place, progress, cancel)
     }
 
     fn input_files(&self) -> Vec<source::InputFile> {
@@ -140,23 +182,43 @@ impl Job {
         self.inputs.catalogs().flat_map(|c| c.files.iter().map(file)).collect()
     }
 
-    /// What decides the bytes of the output, for the staging directory.
-    fn identity(&self) -> staging::Identity {
+    /// What a staging directory is told about this merge.
+    fn plan_file(&self) -> PlanFile {
         let absolute =
             |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let inputs =
             self.inputs.catalogs().flat_map(|c| &c.files).map(|file| staging::InputIdentity {
-                path: absolute(&file.path),
+                path: absolute(&file.path).display().to_string(),
                 bytes: file.len,
                 // JSON numbers do not hold 128 bits.
                 mtime_ns: file.mtime_ns.to_string(),
                 header_sha256: file.header_sha256.clone(),
             });
-        staging::Identity {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
-            inputs: inputs.collect(),
+        let shards = self.plan.layout.shards.iter();
+        PlanFile {
+            identity: staging::Identity {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
+                inputs: inputs.collect(),
+            },
+            shards: shards
+                .map(|s| staging::ShardName { file: s.file_name.clone(), bytes: s.len })
+                .collect(),
+            others: publish::names(self),
+            command: self.settings.command.clone(),
         }
+    }
+
+    /// A hash of recipe and inputs that does not depend on where and when they lie.
+    fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+        hasher.update(self.published_recipe().as_bytes());
+        for file in self.inputs.catalogs().flat_map(|c| &c.files) {
+            hasher.update(file.header_sha256.as_bytes());
+            hasher.update(&file.len.to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// The recipe as it is published: with display names instead of paths.

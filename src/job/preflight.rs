@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::staging;
+use super::staging::{self, Place};
 use crate::engine::host;
 use crate::error::{Error, IoContext};
 use crate::plan::{Inputs, Plan};
@@ -18,31 +18,33 @@ pub struct Space {
     pub free: u64,
 }
 
-/// Refuses an output that exists, overlaps an input, or does not fit on the disk.
-pub(super) fn check(inputs: &Inputs, plan: &Plan, out: &Path) -> Result<Space, Error> {
-    let place = |reason: String| Error::OutputPlace { path: out.to_owned(), reason };
-    let parent = resolve_parent(out).map_err(place)?;
-    let name = out.file_name().ok_or_else(|| place("names no directory to create".to_owned()))?;
+/// Refuses an output that overlaps an input, or does not fit on the disk.
+pub(super) fn check(
+    inputs: &Inputs,
+    plan: &Plan,
+    out: &Path,
+    place: Place,
+) -> Result<Space, Error> {
+    let wrong = |reason: String| Error::OutputPlace { path: out.to_owned(), reason };
+    let parent = resolve_parent(out).map_err(wrong)?;
+    let name = out.file_name().ok_or_else(|| wrong("names no directory to create".to_owned()))?;
     let target = parent.join(name);
     for (catalog, label) in inputs.catalogs().zip(&plan.labels) {
         let root = std::fs::canonicalize(&catalog.root).at("resolve", &catalog.root)?;
         if target.starts_with(&root) {
-            return Err(place(format!("lies inside the input {label}; inputs are never changed")));
+            return Err(wrong(format!("lies inside the input {label}; inputs are never changed")));
         }
         if root.starts_with(&target) {
-            return Err(place(format!("contains the input {label}; inputs are never changed")));
+            return Err(wrong(format!("contains the input {label}; inputs are never changed")));
         }
-    }
-    // Also finds dangling symbolic links.
-    if target.symlink_metadata().is_ok() {
-        return Err(Error::OutputExists { path: out.to_owned() });
     }
     let needed = plan.layout.shards.iter().map(|s| s.len).sum::<u64>() + staging::OVERHEAD;
     // What an earlier attempt left there is replaced.
-    let held = staging::held_bytes(&target);
-    let free = host::disk::free_bytes(&parent).at("examine", &parent)? + held;
+    let held = staging::held_bytes(&target, place);
+    let disk = if place == Place::Inside { target } else { parent };
+    let free = host::disk::free_bytes(&disk).at("examine", &disk)? + held;
     if needed > free {
-        return Err(Error::NoSpace { path: parent, needed, free });
+        return Err(Error::NoSpace { path: disk, needed, free });
     }
     Ok(Space { needed, free })
 }

@@ -1,12 +1,20 @@
-//! Everything in an output directory that is not a shard.
+//! Everything in an output directory that is not a shard, and the look at it before it is published.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use sha2::{Digest, Sha256};
 
 use super::Job;
+use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
+use super::output::{Output, hex};
+use super::verify::{self, Depth};
 use crate::checkpoint::{CardExpert, CardFile, ModelCard, config_json, side_files};
+use crate::engine::EngineError;
 use crate::engine::sink::durable;
 use crate::error::{Error, IoContext};
 use crate::plan::tied::Tie;
+use crate::progress::Progress;
 use crate::recipe::OutputDtype;
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -14,33 +22,81 @@ const RECIPE: &str = "reflow_recipe.yml";
 const CONFIG: &str = "config.json";
 const CARD: &str = "README.md";
 
-/// Whether `name` is a file that [`write()`] makes for this job.
-pub(super) fn makes(job: &Job, name: &str) -> bool {
-    [INDEX, RECIPE, CONFIG, CARD].contains(&name)
-        || side_files(&job.inputs.base.root, job.recipe.copy_code).iter().any(|n| n == name)
+/// Names of the files that [`write()`] makes for this job.
+pub(super) fn names(job: &Job) -> Vec<String> {
+    let mut names = side_files(&job.inputs.base.root, job.recipe.copy_code);
+    names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
+    names.sort();
+    names.dedup();
+    names
 }
 
-/// Writes side files, model card, recipe, config and, last, the index.
-pub(super) fn write(job: &Job, model: &Path) -> Result<(), Error> {
+/// Writes side files, model card, recipe, config, index and manifest.
+pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), Error> {
+    let mut files = shards(job, output)?;
+    let mut write = |name: &str, bytes: &[u8]| -> Result<(), Error> {
+        durable::write_atomic(&*job.storage, &model.join(name), bytes)?;
+        let sha256 = hex(&Sha256::digest(bytes));
+        let (name, bytes) = (name.to_owned(), bytes.len() as u64);
+        files.push(ManifestFile { name, bytes, sha256, extents: Vec::new() });
+        Ok(())
+    };
     let root = &job.inputs.base.root;
     for name in side_files(root, job.recipe.copy_code) {
-        if name == CONFIG || name == CARD {
+        if name == CONFIG || name == CARD || name == manifest::FILE {
             continue;
         }
         let from = root.join(&name);
         let bytes = std::fs::read(&from).at("read", &from)?;
-        durable::write_atomic(&model.join(&name), &bytes)?;
+        write(&name, &bytes)?;
     }
-    durable::write_atomic(&model.join(RECIPE), job.published_recipe().as_bytes())?;
-    durable::write_atomic(&model.join(CARD), job.model_card().render().as_bytes())?;
+    write(RECIPE, job.published_recipe().as_bytes())?;
+    write(CARD, job.model_card().render().as_bytes())?;
     if let Some(config) = &job.inputs.base.config {
-        let text = config_json(config, out_dtype(job), untied(job));
-        durable::write_atomic(&model.join(CONFIG), text.as_bytes())?;
+        write(CONFIG, config_json(config, out_dtype(job), untied(job)).as_bytes())?;
     }
     if let Some(index) = job.plan.layout.index_json() {
-        durable::write_atomic(&model.join(INDEX), index.as_bytes())?;
+        write(INDEX, index.as_bytes())?;
     }
-    Ok(())
+    let text = Manifest::new(job.fingerprint(), files).render();
+    Ok(durable::write_atomic(&*job.storage, &model.join(manifest::FILE), text.as_bytes())?)
+}
+
+/// The shards as the manifest lists them.
+fn shards(job: &Job, output: &Output<'_>) -> Result<Vec<ManifestFile>, Error> {
+    let hashes = output.hashes().ok_or(EngineError::Panicked("writer"))?;
+    let shards = job.plan.layout.shards.iter().zip(hashes.shards).enumerate();
+    let file = |(k, (shard, sha256)): (usize, (&crate::checkpoint::OutShard, String))| {
+        let extents = output.extents().of_shard(k as u32).map(|(number, extent)| ManifestExtent {
+            offset: extent.offset,
+            bytes: extent.bytes,
+            blake3: hashes.extents[number].to_hex().to_string(),
+            tensor: extent.tensor.map(|t| job.plan.tensors[t as usize].name.to_string()),
+        });
+        ManifestFile {
+            name: shard.file_name.clone(),
+            bytes: shard.len,
+            sha256,
+            extents: extents.collect(),
+        }
+    };
+    Ok(shards.map(file).collect())
+}
+
+/// Looks at the output once more before it is published: sizes, headers and index, or every byte.
+///
+/// # Errors
+/// [`Error::Unsound`] if it is not what its manifest says.
+pub(super) fn check(
+    job: &Job,
+    model: &Path,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<(), Error> {
+    let depth = if job.settings.verify { Depth::Full } else { Depth::Quick };
+    let report = verify::finished(model, depth, progress, cancel)?;
+    report.tell(progress);
+    report.sound(model)
 }
 
 /// The output type as configs call it, if the recipe changes it.

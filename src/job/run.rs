@@ -11,16 +11,18 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::journal::{Cursor, Journal};
-use super::output::Output;
-use super::staging::Staging;
+use super::journal::{Cursor, Journal, Record};
+use super::output::{self, Output};
+use super::resume::{self, UnderWay};
+use super::snapshots::Snapshots;
+use super::staging::{Place, Staging};
 use super::{Job, publish};
-use crate::engine::sink::SinkConfig;
+use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Work, host};
 use crate::error::Error;
 use crate::method::{AnyStage, Next, Outcome, State};
-use crate::plan::{Plan, Run};
+use crate::plan::Run;
 use crate::progress::{Event, Progress};
 
 /// Output bytes per piece of a map: what a kill can cost.
@@ -63,22 +65,31 @@ pub struct Report {
 pub(super) fn merge(
     job: &Job,
     out: &Path,
+    place: Place,
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
-    let shard = |name: &str| job.plan.layout.shards.iter().any(|s| s.file_name == name);
-    let ours = |name: &str| shard(name) || publish::makes(job, name);
-    let staging = Staging::open(out, &job.identity(), job.settings.restart, ours)?;
-    match in_staging(job, &staging, progress, cancel) {
+    let restart = job.settings.restart;
+    let staging = Staging::open(&*job.storage, place, out, job.plan_file(), restart)?;
+    let mut redo = Redo::default();
+    let report = loop {
+        match in_staging(job, &staging, progress, cancel) {
+            Err(error) if redo.can(&staging, &error)? => {
+                progress.event(&Event::Warning { text: &format!("{error}; it is made again") });
+            }
+            done => break done,
+        }
+    };
+    match report {
         Ok(report) => {
-            staging.commit()?;
+            staging.publish()?;
             Ok(report)
         }
         Err(Error::Engine(EngineError::Interrupted)) => {
             Err(Error::Interrupted { staging: staging.root().to_owned(), terminated: false })
         }
         Err(error) => {
-            staging.abandon(ours);
+            staging.abandon();
             Err(error)
         }
     }
@@ -86,7 +97,7 @@ pub(super) fn merge(
 
 fn in_staging(
     job: &Job,
-    staging: &Staging,
+    staging: &Staging<'_>,
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
@@ -99,29 +110,37 @@ fn in_staging(
         progress,
         cancel,
     };
-    let (journal, mut cursor) = Journal::open(&staging.state())?;
-    let under_way = resume(job, &journal, &mut cursor);
-    if cursor != Cursor::default() {
+    let mut journal = staging.journal()?;
+    if journal.last().is_some_and(|last| last.publishing) {
+        return Ok(Report::default());
+    }
+    let snapshots = Snapshots::new(&*job.storage, &staging.state());
+    resume::recheck(job, &staging.model(), &mut journal)?;
+    let under_way = resume::resume(job, &mut journal, &snapshots)?;
+    let cursor = journal.cursor();
+    if journal.last().is_some() {
         progress.event(&Event::Notice { text: "going on where an earlier run stopped" });
     }
     let mut reading = SourceConfig::new(job.mode);
     reading.keep_cache = job.keep_cache;
     reading.grain = job.plan.budget.grain;
     let source = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
-    let write = SinkConfig { chunk: job.plan.budget.write_behind, keep_cache: job.keep_cache };
-    let done = written(&job.plan, &cursor);
-    let output = Output::new(&job.plan.layout, &done, staging.model(), write, progress);
-    let bytes_total = job.summary().passes.iter().map(|pass| pass.read).sum();
-    progress.event(&Event::Started { bytes_total, bytes_done: read(job, &cursor) });
-    let piece = job.settings.checkpoint;
+    let config = SinkConfig { chunk: job.plan.budget.write_behind, keep_cache: job.keep_cache };
+    let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
+    let output = Output::new(&job.plan, place, journal.records())?;
+    let total = job.summary().passes.iter().map(|pass| pass.read).sum();
+    progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });
     let mut passes = Passes {
+        job,
         context,
+        staging,
         source,
         output,
         journal,
+        snapshots,
         cursor,
         under_way,
-        piece,
+        total,
         report: Report::default(),
     };
     for run in &job.plan.runs {
@@ -130,7 +149,8 @@ fn in_staging(
     let Passes { source, mut output, mut report, .. } = passes;
     source.verify_unchanged().map_err(EngineError::Source)?;
     output.finish()?;
-    publish::write(job, &staging.model())?;
+    publish::write(job, &staging.model(), &output)?;
+    publish::check(job, &staging.model(), progress, cancel)?;
     report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
     report.read = report.passes.iter().map(|p| p.read).sum();
     report.seconds = begin.elapsed().as_secs_f64();
@@ -138,112 +158,54 @@ fn in_staging(
     Ok(report)
 }
 
-/// The stage that was under way, and what it had gathered.
-struct UnderWay {
-    stage: Box<dyn AnyStage>,
-    state: Option<State>,
+/// What was made again already.
+#[derive(Default)]
+struct Redo {
+    shards: Vec<u32>,
 }
 
-/// Brings the unit under way back to where the cursor says, from saved states. If that cannot be done
-/// the cursor goes back to the unit's start: its bytes are then written once more.
-fn resume(job: &Job, journal: &Journal, cursor: &mut Cursor) -> Option<UnderWay> {
-    if cursor.stage == 0 && cursor.elements == 0 {
-        return None;
-    }
-    let streamed = job.plan.runs.contains(&Run::Streamed(cursor.units));
-    let found = if streamed { replay(job, journal, cursor) } else { None };
-    if found.is_none() {
-        (cursor.stage, cursor.elements, cursor.writes) = (0, 0, false);
-    }
-    found
-}
-
-fn replay(job: &Job, journal: &Journal, cursor: &Cursor) -> Option<UnderWay> {
-    let unit = cursor.units;
-    let elements = job.plan.units.get(unit as usize)?.elements;
-    let mut stage = job.method.start(elements).ok()?;
-    for finished in 0..cursor.stage {
-        let state = stage.load(&journal.state(unit, finished, elements)?)?;
-        let Next::Stage(next) = stage.finish(state).ok()? else { return None };
-        stage = next;
-    }
-    if stage.writes() != cursor.writes && cursor.elements > 0 {
-        return None;
-    }
-    let state = match cursor.elements {
-        0 => None,
-        seen => Some(stage.load(&journal.state(unit, cursor.stage, seen)?)?),
-    };
-    Some(UnderWay { stage, state })
-}
-
-/// Bytes of data per shard that are in the output already.
-fn written(plan: &Plan, cursor: &Cursor) -> Vec<u64> {
-    let mut done = vec![0; plan.layout.shards.len()];
-    let mut add = |segments: &[u32], elements: u64| {
-        for (segment, covered) in plan.first(segments, elements) {
-            done[segment.shard as usize] += covered * u64::from(segment.out_size);
-        }
-    };
-    add(&copied(plan), cursor.copied);
-    for unit in 0..cursor.units {
-        add(plan.unit_segments(unit), u64::MAX);
-    }
-    if cursor.writes && (cursor.units as usize) < plan.units.len() {
-        add(plan.unit_segments(cursor.units), cursor.elements);
-    }
-    done
-}
-
-/// Bytes that earlier runs have read, of those that an undisturbed run reads.
-fn read(job: &Job, cursor: &Cursor) -> u64 {
-    let plan = &job.plan;
-    let part = |segments: &[u32], elements: u64| -> u64 {
-        plan.first(segments, elements).map(|(s, covered)| covered * s.element_bytes()).sum()
-    };
-    let mut bytes = part(&copied(plan), cursor.copied);
-    for run in &plan.runs {
-        bytes += match run {
-            Run::Copies(_) => 0,
-            Run::Whole(units) => units
-                .iter()
-                .filter(|&&unit| unit < cursor.units)
-                .map(|&unit| plan.input_bytes(plan.unit_segments(unit)))
-                .sum(),
-            Run::Streamed(unit) => {
-                let segments = plan.unit_segments(*unit);
-                let passes = job.method.passes(plan.units[*unit as usize].elements).len() as u64;
-                match unit.cmp(&cursor.units) {
-                    std::cmp::Ordering::Less => passes * plan.input_bytes(segments),
-                    std::cmp::Ordering::Equal => {
-                        u64::from(cursor.stage) * plan.input_bytes(segments)
-                            + part(segments, cursor.elements)
-                    }
-                    std::cmp::Ordering::Greater => 0,
-                }
-            }
+impl Redo {
+    /// Whether the error concerns bytes of a shard that can be made again: what was recorded of them is taken
+    /// back then, and the next attempt begins before it.
+    ///
+    /// A shard that could not be synced is thrown away, since nobody knows what it holds. Once: a disk that
+    /// fails again is not to be trusted.
+    fn can(&mut self, staging: &Staging<'_>, error: &Error) -> Result<bool, Error> {
+        let (Error::Sink(sink) | Error::Engine(EngineError::Sink(sink))) = error else {
+            return Ok(false);
         };
+        match sink {
+            SinkError::Sync { path, .. } => {
+                let Some(shard) = staging.shard_at(path).filter(|k| !self.shards.contains(k))
+                else {
+                    return Ok(false);
+                };
+                self.shards.push(shard);
+                staging.discard(path)?;
+                let _any = staging.journal()?.take_back_bytes(shard, 0, u64::MAX)?;
+                Ok(true)
+            }
+            SinkError::Damaged { path, offset, len } => match staging.shard_at(path) {
+                Some(shard) => staging.journal()?.take_back_bytes(shard, *offset, *len),
+                None => Ok(false),
+            },
+            _ => Ok(false),
+        }
     }
-    bytes
-}
-
-fn copied(plan: &Plan) -> Vec<u32> {
-    let copied = |run: &Run| match run {
-        Run::Copies(segments) => Some(segments.clone()),
-        Run::Whole(_) | Run::Streamed(_) => None,
-    };
-    plan.runs.iter().find_map(copied).unwrap_or_default()
 }
 
 struct Passes<'a> {
+    job: &'a Job,
     context: Context<'a>,
+    staging: &'a Staging<'a>,
     source: Source,
     output: Output<'a>,
     journal: Journal,
+    snapshots: Snapshots<'a>,
     cursor: Cursor,
     under_way: Option<UnderWay>,
-    /// Bytes per piece, if not the usual.
-    piece: Option<u64>,
+    /// Bytes that all passes read.
+    total: u64,
     report: Report,
 }
 
@@ -263,38 +225,45 @@ impl Passes<'_> {
         while self.cursor.copied < total {
             let range = self.piece(segments, self.cursor.copied, total, true);
             let work = Work::Copies { segments, range: range.clone() };
-            let bytes = self.bytes(segments, &range);
-            let _nothing = self.pass("copy", bytes, &work)?;
-            self.output.sync()?;
-            self.cursor.copied = range.end;
-            self.journal.record(&self.cursor)?;
+            let result = self.pass("copy", &work, |passes, done| {
+                passes.bytes(segments, range.start..range.start + done)
+            })?;
+            self.cursor.copied += result.done;
+            self.record(true)?;
+            go_on(result.done == range.end - range.start)?;
         }
         Ok(())
     }
 
     fn whole(&mut self, units: &[u32]) -> Result<(), Error> {
         let plan = self.context.plan;
+        let bytes = |unit: &u32| plan.input_bytes(plan.unit_segments(*unit));
         let mut left: &[u32] = &units[units.partition_point(|&unit| unit < self.cursor.units)..];
         while !left.is_empty() {
-            let most = self.piece.unwrap_or(WRITTEN);
-            let mut bytes = 0;
-            let fits = left.iter().take_while(|&&unit| {
-                let before = bytes;
-                bytes += plan.input_bytes(plan.unit_segments(unit));
-                before < most
+            let most = self.job.settings.checkpoint.unwrap_or(WRITTEN);
+            let mut before = 0;
+            let fits = left.iter().take_while(|unit| {
+                let fits = before < most;
+                before += bytes(unit);
+                fits
             });
-            let (now, later) = left.split_at(fits.count());
-            let bytes = now.iter().map(|&unit| plan.input_bytes(plan.unit_segments(unit))).sum();
-            let result = self.pass("all passes in memory", bytes, &Work::Whole { units: now })?;
-            self.output.sync()?;
+            let now = &left[..fits.count()];
+            let result =
+                self.pass("all passes in memory", &Work::Whole { units: now }, |_, done| {
+                    now[..done as usize].iter().map(bytes).sum()
+                })?;
+            let done = result.done as usize;
             self.report.replaced += result.replaced;
             for (unit, outcome) in result.outcomes {
                 self.done(unit, outcome);
             }
-            let merged = now.last().map_or(0, |&unit| unit + 1);
-            self.cursor = Cursor { copied: self.cursor.copied, units: merged, ..Cursor::default() };
-            self.journal.record(&self.cursor)?;
-            left = later;
+            if let Some(last) = now[..done].last() {
+                let copied = self.cursor.copied;
+                self.cursor = Cursor { copied, units: last + 1, ..Cursor::default() };
+                self.record(true)?;
+            }
+            go_on(done == now.len())?;
+            left = &left[done..];
         }
         Ok(())
     }
@@ -323,8 +292,9 @@ impl Passes<'_> {
                     self.done(unit, outcome);
                     let copied = self.cursor.copied;
                     self.cursor = Cursor { copied, units: unit + 1, ..Cursor::default() };
-                    self.journal.record(&self.cursor)?;
-                    self.journal.forget(|u, _, _| u <= unit);
+                    self.record(false)?;
+                    // This unit's are kept: a resume may find some of its bytes damaged.
+                    self.snapshots.forget(|u, _, _| u < unit);
                     return Ok(());
                 }
             }
@@ -345,29 +315,43 @@ impl Passes<'_> {
         while self.cursor.elements < total {
             let range = self.piece(segments, self.cursor.elements, total, stage.writes());
             let work = Work::Stage { unit, stage, range: range.clone() };
-            let bytes = self.bytes(segments, &range);
-            let result = self.pass(stage.name(), bytes, &work)?;
-            if stage.writes() {
-                self.report.replaced += result.replaced;
-                self.output.sync()?;
-            }
-            state = match (state, result.state) {
-                (Some(mut into), Some(from)) => {
-                    stage.merge(&mut into, from);
-                    Some(into)
+            let result = self.pass(stage.name(), &work, |passes, done| {
+                passes.bytes(segments, range.start..range.start + done)
+            })?;
+            if result.done > 0 {
+                if stage.writes() {
+                    self.report.replaced += result.replaced;
                 }
-                (into, from) => into.or(from),
-            };
-            let before = self.cursor.elements;
-            self.cursor.elements = range.end;
-            if let Some(state) = &mut state {
-                self.journal.save(&self.cursor, &stage.save(state))?;
+                state = match (state, result.state) {
+                    (Some(mut into), Some(from)) => {
+                        stage.merge(&mut into, from);
+                        Some(into)
+                    }
+                    (into, from) => into.or(from),
+                };
+                let before = self.cursor.elements;
+                self.cursor.elements += result.done;
+                let (at, seen) = (self.cursor.stage, self.cursor.elements);
+                if let Some(state) = &mut state {
+                    self.snapshots.save((unit, at, seen), &stage.save(state))?;
+                }
+                self.record(stage.writes())?;
+                self.snapshots.forget(|u, s, e| u == unit && s == at && e <= before);
             }
-            self.journal.record(&self.cursor)?;
-            let (at, seen) = (self.cursor.stage, range.end);
-            self.journal.forget(|u, s, e| u == unit && s == at && e <= before && e < seen);
+            go_on(self.cursor.elements == range.end)?;
         }
         Ok(state.unwrap_or_else(|| stage.empty()))
+    }
+
+    /// Makes durable what a piece has written, if it has, and records how far the merge has come.
+    fn record(&mut self, written: bool) -> Result<(), Error> {
+        let news = if written { self.output.sync()? } else { Record::default() };
+        // What was read must be what was planned for, and nobody else may be at work here.
+        self.source.verify_unchanged().map_err(EngineError::Source)?;
+        self.staging.check_lock()?;
+        let (read, total) = (resume::read(self.job, &self.cursor), self.total);
+        let news = Record { cursor: self.cursor.clone(), read, total, ..news };
+        self.journal.append(self.staging.record(news))
     }
 
     /// The next piece of work: so many elements that the usual number of bytes is written or read.
@@ -377,12 +361,12 @@ impl Passes<'_> {
             .map(|s| if writes { u64::from(s.out_size) } else { s.element_bytes() })
             .max()
             .unwrap_or(1);
-        let most = self.piece.unwrap_or(if writes { WRITTEN } else { READ });
+        let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
         from..total.min(from + (most / widest).max(1))
     }
 
     /// Input bytes of a range of elements.
-    fn bytes(&self, segments: &[u32], range: &Range<u64>) -> u64 {
+    fn bytes(&self, segments: &[u32], range: Range<u64>) -> u64 {
         let plan = self.context.plan;
         let up_to = |elements: u64| -> u64 {
             plan.first(segments, elements).map(|(s, covered)| covered * s.element_bytes()).sum()
@@ -394,17 +378,19 @@ impl Passes<'_> {
         self.report.units.push((self.context.plan.units[unit as usize].name.clone(), outcome));
     }
 
+    /// Runs one piece; `bytes` tells how many bytes reading so much of it takes.
     fn pass(
         &mut self,
         name: &'static str,
-        read: u64,
         work: &Work<'_>,
+        bytes: impl Fn(&Self, u64) -> u64,
     ) -> Result<PassResult, EngineError> {
         let progress = self.context.progress;
-        progress.event(&Event::PassStarted { name, bytes: read });
+        progress.event(&Event::PassStarted { name });
         let begin = Instant::now();
         let result = engine::run(&self.context, work, &mut self.source, &mut self.output)?;
         let seconds = begin.elapsed().as_secs_f64();
+        let read = bytes(self, result.done);
         progress.event(&Event::PassFinished { name, bytes: read, seconds });
         match self.report.passes.iter_mut().find(|pass| pass.name == name) {
             Some(pass) => {
@@ -415,4 +401,9 @@ impl Passes<'_> {
         }
         Ok(result)
     }
+}
+
+/// Ends the merge here if a piece was stopped before its end.
+fn go_on(whole: bool) -> Result<(), Error> {
+    if whole { Ok(()) } else { Err(EngineError::Interrupted.into()) }
 }

@@ -11,7 +11,7 @@ mod yaml;
 use std::path::{Path, PathBuf};
 
 pub use method::{Method, PcbOptions};
-pub use settings::{IoRequest, Settings};
+pub use settings::{Failpoint, IoRequest, Settings, Stop};
 pub use suggest::suggestion;
 
 /// An expert and its scale.

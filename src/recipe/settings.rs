@@ -25,8 +25,26 @@ impl Words for IoRequest {
     ];
 }
 
+/// Where a run stops by itself, to see what it has left: before so many calls that write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failpoint {
+    /// How.
+    pub how: Stop,
+    /// Calls that still happen.
+    pub after: u64,
+}
+
+/// How a run stops by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// For good, as by `kill -9`.
+    Kill,
+    /// Until somebody lets it go on (SIGCONT).
+    Pause,
+}
+
 /// Limits and choices of one run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Bytes of memory, page cache included.
     pub memory: Option<u64>,
@@ -38,6 +56,14 @@ pub struct Settings {
     pub tile: Option<usize>,
     /// Bytes between two records of progress, if not the usual.
     pub checkpoint: Option<u64>,
+    /// Bytes of an earlier attempt's output that are read back before going on, if not the usual.
+    pub reread: Option<u64>,
+    /// Read everything once more before it is published.
+    pub verify: bool,
+    /// The command line, for those who find the staging directory.
+    pub command: Option<String>,
+    /// Stop at one of the calls that write.
+    pub failpoint: Option<Failpoint>,
     /// Start over, whatever an earlier attempt has left.
     pub restart: bool,
 }

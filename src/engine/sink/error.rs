@@ -51,6 +51,19 @@ pub enum SinkError {
         /// What the system said.
         source: io::Error,
     },
+    /// Bytes that were written and made durable are not there any more: somebody changed the file, or the
+    /// disk lies.
+    #[error(
+        "{path} has changed since it was written: {len} bytes at offset {offset} are not what they were"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// First byte of the run that was checked.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
     /// Anything else.
     #[error("cannot {operation} {path}: {source}")]
     Io {
@@ -65,7 +78,7 @@ pub enum SinkError {
 
 impl SinkError {
     /// Sorts an error of an operation that needs `needed` bytes of room.
-    pub(super) fn of(operation: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
+    pub(crate) fn of(operation: &'static str, path: &Path, needed: u64, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
@@ -78,7 +91,7 @@ impl SinkError {
 
     /// Sorts an error of a sync. File systems that allocate late find out only now that they are full;
     /// the bytes are lost all the same, but more room is the cure.
-    pub(super) fn sync(path: &Path, needed: u64, source: io::Error) -> Self {
+    pub(crate) fn sync(path: &Path, needed: u64, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::NoSpace { path, needed, source },

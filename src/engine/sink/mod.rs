@@ -1,13 +1,20 @@
 //! Writes output shards durably and without filling memory with dirty pages.
 //!
 //! [`ShardWriter`] takes bytes at any offset and starts writing them back at once; [`durable`] has
-//! the small-file rules: a name only ever points at bytes that are on disk.
+//! the small-file rules: a name only ever points at bytes that are on disk. Both write through a
+//! [`Storage`].
 
 pub mod durable;
 
 mod error;
+mod ranges;
+mod readback;
 mod shard;
+mod storage;
 mod writeback;
 
 pub use error::SinkError;
+pub use ranges::Ranges;
+pub use readback::read_back;
 pub use shard::{ShardWriter, SinkConfig};
+pub use storage::{RealDisk, Storage, StoredFile};

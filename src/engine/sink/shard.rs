@@ -1,15 +1,11 @@
 //! One output shard being written.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::SinkError;
-use super::writeback::{self, Dirty};
+use super::{Ranges, SinkError, Storage, StoredFile, durable};
 use crate::engine::host::disk::{FileSystem, file_system};
-use crate::engine::patience::patiently;
 
 /// Where writeback cannot be started by range, everything is synced after this many bytes. Dirty pages
 /// of NFS that could not be reclaimed got a process of 35 MB killed (pixeloven/ComfyUI-Docker#66).
@@ -32,7 +28,7 @@ impl Default for SinkConfig {
 
 #[derive(Default)]
 struct State {
-    dirty: Dirty,
+    dirty: Ranges,
     /// Chunks on their way to disk: waited for when the next one is started.
     under_way: Vec<(u64, u64)>,
     /// Writeback failed once: what the file holds is unknown for good.
@@ -46,7 +42,7 @@ struct State {
 /// with all of a 64 MiB limit, and 0.4 GB/s with 527 MiB when there is no limit.
 pub struct ShardWriter {
     path: PathBuf,
-    file: File,
+    file: Box<dyn StoredFile>,
     len: u64,
     chunk: u64,
     by_range: bool,
@@ -65,13 +61,16 @@ impl ShardWriter {
     ///
     /// # Errors
     /// [`SinkError::Exists`], [`SinkError::NoSpace`], or [`SinkError::Io`]. A file made here is removed.
-    pub fn create(path: &Path, len: u64, config: &SinkConfig) -> Result<Self, SinkError> {
-        let file = patiently(|| File::options().write(true).create_new(true).open(path))
-            .map_err(|e| SinkError::of("create", path, len, e))?;
-        let sized = writeback::reserve_or_size(&file, len);
-        if let Err(e) = sized {
-            // Ours and empty: made above with create_new.
-            drop(std::fs::remove_file(path));
+    pub fn create(
+        storage: &dyn Storage,
+        path: &Path,
+        len: u64,
+        config: &SinkConfig,
+    ) -> Result<Self, SinkError> {
+        let file = storage.create(path).map_err(|e| SinkError::of("create", path, len, e))?;
+        if let Err(e) = file.reserve(len) {
+            // Ours and empty: made above, where nothing was.
+            drop(storage.remove_file(path));
             return Err(SinkError::of("reserve space for", path, len, e));
         }
         Ok(Self::with(path, file, len, config))
@@ -81,15 +80,18 @@ impl ShardWriter {
     ///
     /// # Errors
     /// [`SinkError::NoSpace`] or [`SinkError::Io`].
-    pub fn reopen(path: &Path, len: u64, config: &SinkConfig) -> Result<Self, SinkError> {
-        let file = patiently(|| File::options().write(true).open(path))
-            .map_err(|e| SinkError::of("open", path, len, e))?;
-        writeback::reserve_or_size(&file, len)
-            .map_err(|e| SinkError::of("reserve space for", path, len, e))?;
+    pub fn reopen(
+        storage: &dyn Storage,
+        path: &Path,
+        len: u64,
+        config: &SinkConfig,
+    ) -> Result<Self, SinkError> {
+        let file = storage.open(path).map_err(|e| SinkError::of("open", path, len, e))?;
+        file.reserve(len).map_err(|e| SinkError::of("reserve space for", path, len, e))?;
         Ok(Self::with(path, file, len, config))
     }
 
-    fn with(path: &Path, file: File, len: u64, config: &SinkConfig) -> Self {
+    fn with(path: &Path, file: Box<dyn StoredFile>, len: u64, config: &SinkConfig) -> Self {
         let by_range = file_system(path).is_ok_and(FileSystem::has_write_behind);
         Self {
             path: path.to_owned(),
@@ -134,11 +136,11 @@ impl ShardWriter {
             });
         };
         self.check_failed()?;
-        self.write_fully(offset, bytes)?;
+        durable::write_fully(&*self.file, &self.path, offset, bytes)?;
         let (batch, previous) = {
             let mut state = self.state();
             state.dirty.add(offset, end);
-            if state.dirty.bytes < self.chunk {
+            if state.dirty.bytes() < self.chunk {
                 return Ok(());
             }
             let batch = state.dirty.take();
@@ -149,33 +151,15 @@ impl ShardWriter {
         self.push(&batch, &previous).map_err(|e| self.fail(e))
     }
 
-    fn write_fully(&self, mut offset: u64, mut bytes: &[u8]) -> Result<(), SinkError> {
-        while !bytes.is_empty() {
-            let error = match self.file.write_at(bytes, offset) {
-                Ok(0) => io::ErrorKind::WriteZero.into(),
-                Ok(n) => {
-                    // A short write is no error: what stopped it shows on the next one.
-                    offset += n as u64;
-                    bytes = bytes.get(n..).unwrap_or_default();
-                    continue;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => e,
-            };
-            return Err(SinkError::of("write", &self.path, bytes.len() as u64, error));
-        }
-        Ok(())
-    }
-
     fn push(&self, batch: &[(u64, u64)], previous: &[(u64, u64)]) -> io::Result<()> {
         if !self.by_range {
-            self.file.sync_data()?;
+            self.file.sync()?;
             self.drop_cache(batch);
             return Ok(());
         }
-        batch.iter().try_for_each(|&range| writeback::start(&self.file, range))?;
+        batch.iter().try_for_each(|&range| self.file.start_writeback(range))?;
         // Waiting here is what bounds the dirty pages: never more than two chunks.
-        previous.iter().try_for_each(|&range| writeback::wait(&self.file, range))?;
+        previous.iter().try_for_each(|&range| self.file.await_writeback(range))?;
         self.drop_cache(previous);
         Ok(())
     }
@@ -183,7 +167,7 @@ impl ShardWriter {
     fn drop_cache(&self, ranges: &[(u64, u64)]) {
         if !self.keep_cache {
             for &range in ranges {
-                writeback::drop_cache(&self.file, range);
+                self.file.drop_cache(range);
             }
         }
     }
@@ -202,7 +186,7 @@ impl ShardWriter {
             ranges.extend(state.dirty.take());
             ranges
         };
-        self.file.sync_data().map_err(|e| self.fail(e))?;
+        self.file.sync().map_err(|e| self.fail(e))?;
         self.drop_cache(&ranges);
         Ok(())
     }
@@ -243,6 +227,7 @@ impl ShardWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::sink::RealDisk;
 
     fn bytes_at(offset: usize, len: usize) -> Vec<u8> {
         (offset..offset + len).map(|i| ((i * 131) >> 3) as u8).collect()
@@ -257,7 +242,7 @@ mod tests {
         {
             let path = dir.path().join(format!("{i}.part"));
             let config = SinkConfig { chunk, keep_cache };
-            let writer = ShardWriter::create(&path, len as u64, &config).unwrap();
+            let writer = ShardWriter::create(&RealDisk, &path, len as u64, &config).unwrap();
             assert_eq!(std::fs::metadata(&path).unwrap().len(), len as u64);
             let starts: Vec<usize> = (0..len).step_by(tile).collect();
             std::thread::scope(|s| {
@@ -282,11 +267,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.part");
         let config = SinkConfig::default();
-        let writer = ShardWriter::create(&path, 10, &config).unwrap();
+        let writer = ShardWriter::create(&RealDisk, &path, 10, &config).unwrap();
         writer.write_at(0, b"0123456789").unwrap();
         writer.finish().unwrap();
-        assert!(matches!(ShardWriter::create(&path, 10, &config), Err(SinkError::Exists { .. })));
-        let writer = ShardWriter::reopen(&path, 12, &config).unwrap();
+        assert!(matches!(
+            ShardWriter::create(&RealDisk, &path, 10, &config),
+            Err(SinkError::Exists { .. })
+        ));
+        let writer = ShardWriter::reopen(&RealDisk, &path, 12, &config).unwrap();
         writer.write_at(10, b"ab").unwrap();
         writer.write_at(12, b"").unwrap();
         for (offset, len) in [(11, 2), (13, 0), (u64::MAX, 1)] {
@@ -296,10 +284,10 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"0123456789ab");
         assert!(matches!(
-            ShardWriter::reopen(&dir.path().join("b"), 1, &config),
+            ShardWriter::reopen(&RealDisk, &dir.path().join("b"), 1, &config),
             Err(SinkError::Io { .. })
         ));
-        let empty = ShardWriter::create(&dir.path().join("empty"), 0, &config).unwrap();
+        let empty = ShardWriter::create(&RealDisk, &dir.path().join("empty"), 0, &config).unwrap();
         assert!(empty.is_empty());
         empty.finish().unwrap();
     }
@@ -309,7 +297,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
-        ShardWriter::create(&ours, 1, &SinkConfig::default()).unwrap().finish().unwrap();
+        ShardWriter::create(&RealDisk, &ours, 1, &SinkConfig::default()).unwrap().finish().unwrap();
         std::fs::write(&plain, b"x").unwrap();
         let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode();
         assert_eq!(mode(&ours), mode(&plain));
@@ -322,7 +310,7 @@ mod tests {
         let path = dir.path().join("huge.part");
         // Far more than root's reserve: nothing may be taken from the disk while this fails.
         let len = crate::engine::host::disk::free_bytes(dir.path()).unwrap().saturating_mul(4);
-        match ShardWriter::create(&path, len, &SinkConfig::default()) {
+        match ShardWriter::create(&RealDisk, &path, len, &SinkConfig::default()) {
             Err(SinkError::NoSpace { needed, .. }) => assert_eq!(needed, len),
             other => panic!("{:?}", other.map(|w| w.len())),
         }

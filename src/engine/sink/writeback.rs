@@ -1,40 +1,9 @@
-//! Which written bytes still have to be pushed to disk: bookkeeping and the calls that push.
+//! The calls that push written bytes to disk.
 #![expect(unsafe_code, reason = "sync_file_range has no safe wrapper among the dependencies")]
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-
-/// Disjoint byte ranges, neighbours merged: start -> end.
-#[derive(Default)]
-pub(super) struct Dirty {
-    ranges: BTreeMap<u64, u64>,
-    /// Bytes in `ranges`.
-    pub(super) bytes: u64,
-}
-
-impl Dirty {
-    pub(super) fn add(&mut self, mut start: u64, mut end: u64) {
-        if start >= end {
-            return;
-        }
-        while let Some((&s, &e)) =
-            self.ranges.range(..=end).next_back().filter(|&(_, &e)| e >= start)
-        {
-            self.ranges.remove(&s);
-            self.bytes -= e - s;
-            (start, end) = (start.min(s), end.max(e));
-        }
-        self.ranges.insert(start, end);
-        self.bytes += end - start;
-    }
-
-    pub(super) fn take(&mut self) -> Vec<(u64, u64)> {
-        self.bytes = 0;
-        std::mem::take(&mut self.ranges).into_iter().collect()
-    }
-}
 
 /// Folios of the page cache are at most this large where seen so far. One that straddles the start of a
 /// dropped range stays, so each drop reaches this far back to catch it.
@@ -143,31 +112,3 @@ mod elsewhere {
 use elsewhere::reserve;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) use elsewhere::{drop_cache, start, wait};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn ranges_are_the_union_of_what_was_added(adds in prop::collection::vec((0u64..60, 0u64..12), 0..30)) {
-            let mut dirty = Dirty::default();
-            let mut want = [false; 80];
-            for (start, len) in adds {
-                dirty.add(start, start + len);
-                want[start as usize..(start + len) as usize].fill(true);
-            }
-            let count = want.iter().filter(|&&w| w).count() as u64;
-            prop_assert_eq!(dirty.bytes, count);
-            let mut got = [false; 80];
-            let ranges = dirty.take();
-            prop_assert!(ranges.windows(2).all(|w| w[0].1 < w[1].0), "neighbours are merged");
-            for (start, end) in ranges {
-                got[start as usize..end as usize].fill(true);
-            }
-            prop_assert_eq!(got, want);
-            prop_assert_eq!(dirty.bytes, 0);
-        }
-    }
-}

@@ -1,0 +1,115 @@
+//! What folds have gathered, saved so that a merge can go on amid one.
+//!
+//! ```text
+//! state/fold-U-S-E    BLAKE3 (32 bytes), then the merged state of stage S of unit U after E elements, zstd
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::engine::sink::{Storage, durable};
+use crate::error::{Error, IoContext};
+
+const PREFIX: &str = "fold-";
+
+/// The saved states of a staging directory.
+pub(super) struct Snapshots<'a> {
+    storage: &'a dyn Storage,
+    dir: PathBuf,
+}
+
+impl<'a> Snapshots<'a> {
+    /// Those in a state directory.
+    pub(super) fn new(storage: &'a dyn Storage, dir: &Path) -> Self {
+        Self { storage, dir: dir.to_owned() }
+    }
+
+    /// Whether `name` is the name of a saved state.
+    pub(super) fn owns(name: &str) -> bool {
+        numbers(name).is_some()
+    }
+
+    /// Saves the state of a stage after some of its elements, durably, before the record about it.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(super) fn save(
+        &self,
+        (unit, stage, elements): (u32, u32, u64),
+        state: &[u8],
+    ) -> Result<(), Error> {
+        let path = self.path(unit, stage, elements);
+        let packed = zstd::encode_all(state, 1).at("compress", &path)?;
+        let mut bytes = blake3::hash(&packed).as_bytes().to_vec();
+        bytes.extend(packed);
+        Ok(durable::write_atomic(self.storage, &path, &bytes)?)
+    }
+
+    /// A saved state; `None` if it is gone or damaged.
+    pub(super) fn load(&self, unit: u32, stage: u32, elements: u64) -> Option<Vec<u8>> {
+        let bytes = std::fs::read(self.path(unit, stage, elements)).ok()?;
+        let (claimed, packed) = bytes.split_first_chunk::<32>()?;
+        if blake3::hash(packed).as_bytes() != claimed {
+            return None;
+        }
+        zstd::decode_all(packed).ok()
+    }
+
+    /// Removes states that no resume will ask for.
+    pub(super) fn forget(&self, useless: impl Fn(u32, u32, u64) -> bool) {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for entry in entries {
+            if let Some((unit, stage, elements)) = numbers(&entry.file_name().to_string_lossy())
+                && useless(unit, stage, elements)
+            {
+                // What is left is removed with the staging directory.
+                let _litter = self.storage.remove_file(&entry.path());
+            }
+        }
+    }
+
+    fn path(&self, unit: u32, stage: u32, elements: u64) -> PathBuf {
+        self.dir.join(format!("{PREFIX}{unit}-{stage}-{elements}"))
+    }
+}
+
+fn numbers(name: &str) -> Option<(u32, u32, u64)> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+    let numbers =
+        (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().is_none().then_some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sink::RealDisk;
+
+    #[test]
+    fn a_state_comes_back_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::new(&RealDisk, dir.path());
+        let state: Vec<u8> = (0..100_000u32).map(|i| (i / 700) as u8).collect();
+        snapshots.save((2, 0, 77), &state).unwrap();
+        assert_eq!(snapshots.load(2, 0, 77).unwrap(), state);
+        let path = snapshots.path(2, 0, 77);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            std::fs::write(&path, flipped).unwrap();
+            assert_eq!(snapshots.load(2, 0, 77), None, "{at}");
+        }
+        snapshots.forget(|unit, _, _| unit > 2);
+        assert!(path.exists());
+        snapshots.forget(|unit, _, _| unit < 3);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn names_are_exact() {
+        assert!(Snapshots::owns("fold-0-1-2"));
+        for name in ["fold-", "fold-1-2", "fold-1-2-3-4", "fold-a-1-2", "unfold-1-2-3"] {
+            assert!(!Snapshots::owns(name), "{name}");
+        }
+    }
+}
