@@ -71,7 +71,7 @@ pub(super) struct Verify {
     /// The same, and a part of the data, for example 5%
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "full")]
     pub(super) sample: Option<f64>,
-    /// Every byte [default]
+    /// Every byte, which is the default
     #[arg(long)]
     pub(super) full: bool,
     /// Chooses the sample; the same seed takes the same [default: another each time]
