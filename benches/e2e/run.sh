@@ -1,48 +1,64 @@
 #!/bin/bash
-# run.sh [FAMILY_DIR] [PAIRS]: a whole merge against the disk's floor, measured alternately in the same run.
+# run.sh [FAMILY_DIR] [PAIRS]: whole merges against what the disk and the memory allow, measured alternately in one run.
 #
-# Builds the 1.1-billion-parameter family (8.8 GB; needs python3 with numpy) unless FAMILY_DIR holds it, and prints
-# one line per pair and the medians of the ratios: disks and neighbours drift, ratios of neighbours in time do not.
-# Needs root to drop the page cache.
+# Builds the 1.1-billion-parameter family (8.8 GB; needs python3 with numpy) unless FAMILY_DIR holds it. Prints each
+# measurement to stderr and a table of medians to stdout: disks and neighbours drift, ratios of neighbours in time do not.
+# Needs root to drop the page cache, and for the memory cgroup (v1 or v2; that row is left out loudly without one).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 family=${1:-target/e2e/1b} pairs=${2:-5}
 [ "$(id -u)" = 0 ] || { echo "run.sh: needs root to drop the page cache" >&2; exit 1; }
-cargo build --release --quiet
+cargo build --release --quiet --bins --examples
 if [ ! -d "$family/expert3" ]; then
   mkdir -p "$family"
   python3 fixtures/make_family.py "$family" --preset 1b --experts 3
 fi
 out=$family/merged
-args=(merge --base "$family/base" --expert "$family/expert1" --expert "$family/expert2" --expert "$family/expert3"
-  --out "$out" --quiet)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch" "$out" "$out.partial" "$family/floor.bin"' EXIT
+say() { echo "$*" >&2; }
 now() { date +%s.%N; }
-timed() { # timed cold|warm [ARG...]: seconds of one merge
-  local kind=$1 a b
-  shift
-  rm -rf "$out" "$out.partial"
-  sync
-  if [ "$kind" = cold ]; then echo 3 > /proc/sys/vm/drop_caches; else cat "$family"/*/*.safetensors > /dev/null; fi
-  a=$(now)
-  target/release/reflow "${args[@]}" "$@" > /dev/null
-  b=$(now)
-  awk -v a="$a" -v b="$b" 'BEGIN { printf "%.3f", b - a }'
+since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.3f", b - a }'; }
+experts=("$family"/expert1 "$family"/expert2 "$family"/expert3)
+flags=()
+for expert in "${experts[@]}"; do flags+=(--expert "$expert"); done
+
+pcb() { target/release/reflow merge --base "$family/base" "${flags[@]}" --out "$out" --quiet "$@" > /dev/null; }
+linear() { target/release/reflow merge --method linear "${flags[@]}" --out "$out" --quiet "$@" > /dev/null; }
+in_64_mib() { benches/e2e/in_cgroup.sh 64 "$@"; }
+clean() { rm -rf "$out" "$out.partial"; sync; }
+cold() { clean; echo 3 > /proc/sys/vm/drop_caches; local a; a=$(now); "$@"; since "$a"; }
+warm() { clean; cat "$family"/*/*.safetensors > /dev/null; local a; a=$(now); "$@"; since "$a"; }
+
+# note NAME FLOOR SECONDS: keeps a measurement.
+note() {
+  echo "$2 $3" >> "$scratch/$1"
+  say "$1: $3 s, floor $2 s, ratio $(awk -v f="$2" -v s="$3" 'BEGIN { printf "%.2f", s / f }')"
 }
-median() { sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-reads=$(target/release/reflow plan "${args[@]:1:8}" --json 2> /dev/null |
-  python3 -c 'import json,sys; p=json.load(sys.stdin)["plan"]; print(sum(1 for x in p["passes"] if x["name"] != "copy"))')
-echo "machine: $(nproc) cores, $(awk -F: '/model name/ { print $2; exit }' /proc/cpuinfo), $(uname -sr)"
-echo "family: $family, $reads reads of all inputs and one write of the output"
-ratios=$(mktemp) tight=$(mktemp) warm=$(mktemp)
 for pair in $(seq "$pairs"); do
-  read -r r w floor < <(benches/e2e/floor.sh "$reads" "$family/floor.bin" "$family"/base "$family"/expert?)
-  cold=$(timed cold)
-  small=$(timed cold --memory 64MiB)
-  hot=$(timed warm)
-  echo "pair $pair: floor $floor s (read $r, write $w), cold $cold s, cold with --memory 64MiB $small s, warm $hot s"
-  awk -v x="$cold" -v f="$floor" 'BEGIN { print x / f }' >> "$ratios"
-  awk -v x="$small" -v f="$floor" 'BEGIN { print x / f }' >> "$tight"
-  echo "$hot" >> "$warm"
+  say "pair $pair of $pairs"
+  read -r _ _ floor < <(benches/e2e/floor.sh 2 "$family/floor.bin" "$family"/base "${experts[@]}")
+  note "PCB a, cold" "$floor" "$(cold pcb)"
+  if [ -n "${REFLOW_NO_CGROUP:-}" ]; then say "NOT MEASURED: 64 MiB cgroup"; else
+    note "PCB a, cold, in a 64 MiB cgroup" "$floor" "$(cold in_64_mib target/release/reflow merge --base "$family/base" \
+      "${flags[@]}" --out "$out" --quiet --memory 64MiB)"
+  fi
+  read -r _ _ floor < <(benches/e2e/floor.sh 1 "$family/floor.bin" "${experts[@]}")
+  note "linear, cold" "$floor" "$(cold linear)"
+  cat "$family"/*/*.safetensors > /dev/null
+  note "PCB a, warm" "$(target/release/examples/warm_floor 2 "$family"/base "${experts[@]}")" "$(warm pcb)"
+  note "linear, warm" "$(target/release/examples/warm_floor 1 "${experts[@]}")" "$(warm linear)"
 done
-rm -rf "$out"
-echo "median: cold $(median < "$ratios") x floor, cold with 64 MiB $(median < "$tight") x floor, warm $(median < "$warm") s"
+
+echo "$(nproc) cores,$(awk -F: '/model name/ { print $2; exit }' /proc/cpuinfo), $(uname -sr); $pairs pairs"
+echo
+echo "| merge | floor, s | reflow, s | ratio to the floor | lowest to highest |"
+echo "|---|---|---|---|---|"
+for file in "$scratch"/*; do
+  awk -v name="$(basename "$file")" '
+    function median(v, n) { return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2 }
+    function sorted(v, n,  i, j, t) { for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j] < v[j-1]; j--) { t = v[j]; v[j] = v[j-1]; v[j-1] = t } }
+    { f[NR] = $1; s[NR] = $2; r[NR] = $2 / $1 }
+    END { sorted(f, NR); sorted(s, NR); sorted(r, NR)
+      printf "| %s | %.2f | %.2f | **%.2f** | %.2f to %.2f |\n", name, median(f, NR), median(s, NR), median(r, NR), r[1], r[NR] }' "$file"
+done
