@@ -10,6 +10,7 @@ mod malformed;
 mod matching;
 mod memory;
 mod output;
+mod parity;
 mod properties;
 mod reference;
 mod resume;
