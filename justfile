@@ -29,6 +29,16 @@ bench-e2e:
 interop:
     tests/interop/run.sh
 
+# Kills and faults at system calls; the bounded form that CI runs.
+faults:
+    cargo build --release
+    tests/faults/run.sh target/release/reflow
+
+# All of them: an hour or so.
+faults-nightly:
+    cargo build --release
+    tests/faults/run.sh target/release/reflow --nightly
+
 # Makes all fixtures anew.
 fixtures:
     python3 fixtures/make_all.py
