@@ -3,6 +3,7 @@
 //! A [`Recipe`] holds everything that decides the bytes of the output, and nothing else; how it is
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
+pub mod mergekit;
 mod method;
 mod settings;
 mod suggest;
