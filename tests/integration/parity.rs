@@ -15,20 +15,18 @@ use crate::support::reflow;
 /// Methods of which every case must run.
 const COMPLETE: &[&str] = &[];
 
-/// What may differ, in units of the last place of the largest magnitude among inputs and result at the element: f32
-/// results, results in f32 with sums over a tensor in them, and bf16 results (which mergekit rounds after every operation).
-const fn tolerance(method: &str) -> (f64, f64) {
-    match method.as_bytes() {
-        // Elementwise arithmetic in the same order.
-        b"passthrough" | b"task_arithmetic" | b"nearswap" | b"ram" => (0.0, 2.0),
-        // mergekit multiplies and adds with one rounding.
-        b"linear" => (1.0, 1.0),
-        // Equal, but for `rescale`, which divides two sums over the tensor.
-        b"ties" | b"breadcrumbs" | b"breadcrumbs_ties" | b"dare_linear" | b"dare_ties"
-        | b"della" | b"della_linear" | b"ramplus_tl" => (2.0, 2.0),
-        // Norms and dots over the tensor.
-        _ => (8.0, 4.0),
-    }
+/// What may differ by the table in `docs/methods.md`, in units of the last place of the largest magnitude among inputs and
+/// result at the element: for results in f32, and in bf16.
+fn tolerances() -> BTreeMap<String, (f64, f64)> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/methods.md");
+    let text = std::fs::read_to_string(docs).unwrap();
+    let (_, table) = text.split_once("## Agreement with mergekit").unwrap();
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let method = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+        Some((method.to_owned(), (cells.get(2)?.parse().ok()?, cells.get(3)?.parse().ok()?)))
+    };
+    table.lines().filter_map(row).collect()
 }
 
 fn root() -> PathBuf {
@@ -146,9 +144,13 @@ fn ulp(dtype: Dtype, x: f32) -> f64 {
 }
 
 /// The elements that differ by more than the tolerance, with the largest distance in units of the last place.
-fn differences(case: &Case, inputs: &[&Tensor], ours: &Tensor, theirs: &Tensor) -> (usize, f64) {
-    let (f32_ulps, bf16_ulps) = tolerance(&case.method);
-    let allowed = if ours.dtype == Dtype::BF16 { bf16_ulps } else { f32_ulps };
+fn differences(
+    allowed: (f64, f64),
+    inputs: &[&Tensor],
+    ours: &Tensor,
+    theirs: &Tensor,
+) -> (usize, f64) {
+    let allowed = if ours.dtype == Dtype::BF16 { allowed.1 } else { allowed.0 };
     let (mut beyond, mut largest) = (0, 0.0_f64);
     for (at, (&x, &y)) in ours.values.iter().zip(&theirs.values).enumerate() {
         let size = inputs.iter().map(|t| t.values[at].abs()).fold(x.abs().max(y.abs()), f32::max);
@@ -168,6 +170,7 @@ fn every_method_that_is_there_agrees_with_mergekit() {
     for (kind, models) in &families {
         write_models(&dir.path().join(kind), models);
     }
+    let tolerances = tolerances();
     let mut results = BTreeMap::new();
     let (mut failed, mut refused) = (Vec::new(), Vec::new());
     for case in cases() {
@@ -185,7 +188,7 @@ fn every_method_that_is_there_agrees_with_mergekit() {
             let ours = &ours[name];
             assert_eq!((ours.dtype, &ours.shape), (theirs.dtype, &theirs.shape), "{title}: {name}");
             let inputs: Vec<&Tensor> = families[&case.inputs].values().map(|m| &m[name]).collect();
-            let (beyond, largest) = differences(&case, &inputs, ours, theirs);
+            let (beyond, largest) = differences(tolerances[&case.method], &inputs, ours, theirs);
             if beyond > 0 {
                 let all = theirs.values.len();
                 failed.push(format!(
@@ -223,6 +226,7 @@ fn the_fixtures_are_whole() {
     let methods: std::collections::BTreeSet<&str> =
         cases.iter().map(|c| c.method.as_str()).collect();
     assert_eq!(methods.len(), 20);
+    assert!(tolerances().keys().eq(methods.iter()), "the table in docs/methods.md");
     for method in methods {
         let results = grouped(&format!("methods/{method}.safetensors.zst"));
         let mut listed: Vec<&str> =
