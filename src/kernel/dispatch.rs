@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{keys, math};
+use super::{keys, math, moments};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,15 @@ kernels! {
 
     /// Keys of signed values: sorted as the values are, -0.0 as 0.0.
     fn score_keys(values: &[f32], out: &mut [u32]) = keys::score_keys;
+
+    /// The sum of the products of two rows of up to [`moments::DOT_MOST`] elements, in two exact parts.
+    fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] = moments::dot;
+
+    /// In how many columns at least two of the rows are not zero, and in how many both signs occur.
+    fn clashes(rows: &[&[f32]]) -> [u64; 2] = moments::clashes;
+
+    /// Number of zeros, of either sign.
+    fn zeros(values: &[f32]) -> u64 = moments::zeros;
 
     /// e to the power of each value, within 2 ulp.
     fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;

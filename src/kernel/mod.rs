@@ -10,6 +10,7 @@ pub mod dtype;
 mod float8;
 pub mod keys;
 mod math;
+pub mod moments;
 pub mod pcb;
 
 pub use dispatch::{KernelError, Kernels, Level, select};

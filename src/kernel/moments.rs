@@ -1,0 +1,150 @@
+//! Sums of products and sign counts of rows, exact up to a written rounding of each term.
+
+/// Bits between two grids of [`dot`].
+pub const GRID: i32 = 40;
+
+/// Most elements that [`dot`] can take at once: its sums stay exact.
+pub const DOT_MOST: usize = 4096;
+
+/// The number of the grid for products of magnitudes up to `x` and `y`, both finite: all of them are below
+/// half of 2^(40 (top + 1)).
+#[inline]
+pub fn top(x: f32, y: f32) -> i32 {
+    // Exact, and normal in f64 for any two finite f32 but zeros.
+    let bound = f64::from(x.abs()) * f64::from(y.abs());
+    let exponent = ((bound.to_bits() >> 52) as i32 & 0x7ff) - 1022;
+    exponent.div_euclid(GRID)
+}
+
+/// 2^k as f64, for k within its normal range.
+#[inline(always)]
+pub(crate) fn power_of_two(k: i32) -> f64 {
+    f64::from_bits(((k + 1023) as u64) << 52)
+}
+
+/// The sum of x_k y_k, each product rounded to a multiple of 2^(40 (top - 1)), in two parts: multiples of
+/// 2^(40 top) and of 2^(40 (top - 1)), as integers.
+///
+/// Each product is exact in f64. Adding and subtracting 1.5 * 2^(52 + g) rounds it to a multiple of 2^g, ties
+/// to even. Every part is below 2^39 grid steps, so 4096 of them are summed without rounding, in any order.
+#[inline(always)]
+pub(super) fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] {
+    const LANES: usize = 8;
+    let (coarse, fine) = (GRID * top, GRID * (top - 1));
+    let (m_hi, m_lo) = (1.5 * power_of_two(52 + coarse), 1.5 * power_of_two(52 + fine));
+    let (mut hi, mut lo) = ([0f64; LANES], [0f64; LANES]);
+    let mut add = |k: usize, x: f32, y: f32| {
+        let product = f64::from(x) * f64::from(y);
+        let upper = (product + m_hi) - m_hi;
+        hi[k] += upper;
+        lo[k] += ((product - upper) + m_lo) - m_lo;
+    };
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    for (k, (&x, &y)) in rest.enumerate() {
+        add(k, x, y);
+    }
+    for (x, y) in xs.zip(ys) {
+        for k in 0..LANES {
+            add(k, x[k], y[k]);
+        }
+    }
+    let (hi, lo): (f64, f64) = (hi.iter().sum(), lo.iter().sum());
+    [(hi * power_of_two(-coarse)) as i64, (lo * power_of_two(-fine)) as i64]
+}
+
+/// Over the columns of equally long rows: in how many at least two values are not zero, and in how many both
+/// signs occur.
+#[inline(always)]
+pub(super) fn clashes(rows: &[&[f32]]) -> [u64; 2] {
+    const LANES: usize = 16;
+    let len = rows.first().map_or(0, |row| row.len());
+    let (mut shared, mut clashes) = ([0u32; LANES], [0u32; LANES]);
+    let mut at = 0;
+    while at < len {
+        let now = LANES.min(len - at);
+        let (mut above, mut below) = ([0u32; LANES], [0u32; LANES]);
+        for row in rows {
+            let mut values = [0f32; LANES];
+            values[..now].copy_from_slice(&row[at..at + now]);
+            for k in 0..LANES {
+                above[k] += u32::from(values[k] > 0.0);
+                below[k] += u32::from(values[k] < 0.0);
+            }
+        }
+        for k in 0..LANES {
+            shared[k] += u32::from(above[k] + below[k] >= 2);
+            clashes[k] += u32::from(above[k] > 0 && below[k] > 0);
+        }
+        at += now;
+    }
+    [shared, clashes].map(|counts| counts.iter().map(|&count| u64::from(count)).sum())
+}
+
+/// Number of zeros, of either sign.
+#[inline(always)]
+pub(super) fn zeros(values: &[f32]) -> u64 {
+    // Blocks are short: the count fits.
+    u64::from(values.iter().map(|&value| u32::from(value == 0.0)).sum::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernels;
+
+    fn rows(len: usize) -> Vec<Vec<f32>> {
+        let special = [0.0, -0.0, 1e-45, -1e-39, 1e-20, -3e-4, 3e-4, 0.1, -0.7, 2.5, -40.0];
+        let mut x = len as u64 + 99;
+        let mut next = || {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let plain = (x >> 40) as f32 / 3e7 - 0.3;
+            if x >> 61 == 0 { special[(x >> 33) as usize % special.len()] } else { plain }
+        };
+        (0..3).map(|_| (0..len).map(|_| next()).collect()).collect()
+    }
+
+    #[test]
+    fn every_path_gives_the_scalar_counts_and_sums_on_every_length() {
+        let all = |kernels: &Kernels, rows: &[&[f32]]| {
+            let top = top(40.0, 40.0);
+            (
+                kernels.dot(rows[0], rows[1], top),
+                kernels.dot(rows[2], rows[2], top),
+                kernels.clashes(rows),
+                kernels.zeros(rows[1]),
+            )
+        };
+        let scalar = Kernels::available().next().unwrap();
+        for len in (0..70).chain([DOT_MOST]) {
+            let rows = rows(len);
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            let expected = all(scalar, &rows);
+            for kernels in Kernels::available() {
+                assert_eq!(all(kernels, &rows), expected, "{kernels:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_grid_covers_every_product_of_finite_values() {
+        for x in [f32::from_bits(1), 1e-30, 0.99, 1.0, 1.5, 3e7, f32::MAX] {
+            for y in [f32::from_bits(1), 0.5, 1.0, f32::MAX] {
+                let limit = 0.5 * power_of_two(GRID * (top(x, y) + 1));
+                let product = f64::from(x) * f64::from(y);
+                assert!(product < limit && product * power_of_two(GRID) >= limit, "{x} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn counts_columns_where_two_move_and_where_they_disagree() {
+        let rows: [&[f32]; 3] = [
+            &[1.0, 0.0, 1.0, -1.0, 0.0],
+            &[2.0, 0.0, -1.0, -0.0, 1.0],
+            &[0.0, -0.0, 1.0, -3.0, 0.0],
+        ];
+        assert_eq!(Kernels::available().next().unwrap().clashes(&rows), [3, 1]);
+        assert_eq!(zeros(rows[2]), 3);
+    }
+}
