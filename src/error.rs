@@ -141,7 +141,9 @@ impl Error {
             Error::Recipe(_)
             | Error::Kernel(_)
             | Error::OutputPlace { .. }
-            | Error::Plan(PlanError::Pattern { .. } | PlanError::Nothing) => 2,
+            | Error::Plan(PlanError::Recipe(_) | PlanError::Pattern { .. } | PlanError::Nothing) => {
+                2
+            }
             Error::Checkpoint(_)
             | Error::Plan(PlanError::Inconsistent(_) | PlanError::Layout(_)) => 3,
             Error::Plan(PlanError::Memory { .. }) => 9,

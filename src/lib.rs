@@ -7,14 +7,14 @@
 //! use std::sync::atomic::AtomicBool;
 //! use reflow::job::{Job, Ties};
 //! use reflow::progress::Silent;
-//! use reflow::recipe::{Expert, Recipe, Settings};
+//! use reflow::recipe::{Model, Recipe, Settings};
 //!
 //! # fn main() -> Result<(), reflow::error::Error> {
-//! let experts = vec![
-//!     Expert { path: "math-expert".into(), lambda: 1.2 },
-//!     Expert { path: "code-expert".into(), lambda: 1.4 },
+//! let models = vec![
+//!     Model::new("math-expert").with("lambda", 1.2),
+//!     Model::new("code-expert").with("lambda", 1.4),
 //! ];
-//! let recipe = Recipe::new("base-model".into(), experts);
+//! let recipe = Recipe::new(Recipe::method("pcb", None)?, Some("base-model".into()), models);
 //! let settings = Settings { memory: Some(512 << 20), ..Settings::default() };
 //! let stop = AtomicBool::new(false);
 //! let job = Job::plan(recipe, settings, Ties::Compare(&stop), &Silent)?;

@@ -8,8 +8,8 @@ use crate::human;
 /// What a model card tells. Names are for display: no paths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
-    /// The base.
-    pub base: String,
+    /// The base, if there is one.
+    pub base: Option<String>,
     /// The experts, in order.
     pub experts: Vec<CardExpert>,
     /// The method with its parameters.
@@ -29,8 +29,8 @@ pub struct ModelCard {
 pub struct CardExpert {
     /// Its name.
     pub name: String,
-    /// Its scale in the merged task vector.
-    pub lambda: f64,
+    /// Its parameters, as text.
+    pub parameters: String,
 }
 
 /// An input file on a model card.
@@ -54,7 +54,7 @@ impl ModelCard {
             text.push_str(&line);
             text.push('\n');
         };
-        for name in std::iter::once(&self.base).chain(self.experts.iter().map(|e| &e.name)) {
+        for name in self.base.iter().chain(self.experts.iter().map(|e| &e.name)) {
             line(format!("- {}", quoted(name)));
         }
         line("library_name: transformers".to_owned());
@@ -63,11 +63,15 @@ impl ModelCard {
             line(format!("- {tag}"));
         }
         line("---".to_owned());
-        line(format!("\n# A merge of {} experts of {}\n", self.experts.len(), cell(&self.base)));
+        let count = self.experts.len();
+        line(match &self.base {
+            Some(base) => format!("\n# A merge of {count} experts of {}\n", cell(base)),
+            None => format!("\n# A merge of {count} models\n"),
+        });
         line(format!("Made with reflow {}, method: {}.\n", self.version, self.method));
-        line("| expert | lambda |\n|---|---|".to_owned());
+        line("| model | parameters |\n|---|---|".to_owned());
         for expert in &self.experts {
-            line(format!("| {} | {} |", cell(&expert.name), expert.lambda));
+            line(format!("| {} | {} |", cell(&expert.name), cell(&expert.parameters)));
         }
         line(format!("\n## Recipe\n\n```yaml\n{}```\n", self.recipe));
         line("## Inputs\n".to_owned());
@@ -155,8 +159,11 @@ mod tests {
     #[test]
     fn hostile_names_stay_text() {
         let card = ModelCard {
-            base: "a\nlicense: mit".to_owned(),
-            experts: vec![CardExpert { name: "x | y".to_owned(), lambda: 1.5 }],
+            base: Some("a\nlicense: mit".to_owned()),
+            experts: vec![CardExpert {
+                name: "x | y".to_owned(),
+                parameters: "lambda 1.5".to_owned(),
+            }],
             method: "pcb a".to_owned(),
             tag: "pcb".to_owned(),
             recipe: "merge_method: pcb\n".to_owned(),
@@ -165,6 +172,6 @@ mod tests {
         };
         let text = card.render();
         assert!(text.contains("- \"a\\nlicense: mit\"\n"), "{text}");
-        assert!(text.contains("| x \\| y | 1.5 |"), "{text}");
+        assert!(text.contains("| x \\| y | lambda 1.5 |"), "{text}");
     }
 }

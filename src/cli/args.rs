@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 
-use crate::method::pcb::Variant;
 use crate::recipe::{
     Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words,
 };
@@ -23,7 +22,7 @@ An unknown code is a failure.";
 
 /// Merge fine-tuned experts of one base model into one checkpoint.
 ///
-/// Whole-model PCB-Merging, exact, streamed from sharded safetensors to sharded safetensors in the
+/// PCB-Merging over the whole model, and the methods of mergekit: exact, streamed from sharded safetensors to sharded safetensors in the
 /// memory you name.
 #[derive(Debug, Parser)]
 #[command(name = "reflow", version, after_help = EXIT_CODES, max_term_width = 100)]
@@ -44,6 +43,8 @@ pub(super) enum Command {
     Inspect(Inspect),
     /// Show how far an output is, and the command that goes on with it
     Status(Status),
+    /// List the merge methods with their parameters
+    Methods(Methods),
     /// Check that an output still holds what was written
     Verify(Verify),
     /// Remove what an unfinished merge has left
@@ -55,6 +56,13 @@ pub(super) struct Status {
     /// Output directory, finished or not
     #[arg(value_name = "DIR")]
     pub(super) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Methods {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -147,25 +155,34 @@ pub(super) struct RecipeArgs {
 #[derive(Debug, ClapArgs)]
 #[group(id = "from_flags", multiple = true)]
 pub(super) struct RecipeFlags {
-    /// Base checkpoint
-    #[arg(long, value_name = "DIR", required_unless_present = "file")]
+    /// Base checkpoint; some methods need none
+    #[arg(long, value_name = "DIR")]
     pub(super) base: Option<PathBuf>,
-    /// Expert checkpoint, with its own lambda if given; repeat, order matters
-    #[arg(long = "expert", value_name = "DIR[=LAMBDA]", required_unless_present = "file")]
+    /// Expert checkpoint, with its own lambda or weight if given; repeat, order matters
+    #[arg(long = "expert", value_name = "DIR[=NUMBER]", required_unless_present = "file")]
     pub(super) experts: Vec<String>,
-    /// Merge method [default: pcb] [possible values: pcb]
-    #[arg(long)]
+    /// Merge method, see `reflow methods` [default: pcb]
+    #[arg(long, value_name = "NAME")]
     pub(super) method: Option<String>,
-    /// PCB definition [default: a]
-    #[arg(long, value_parser = word::<Variant>())]
-    pub(super) variant: Option<Variant>,
+    /// Which definition of a method that has several
+    #[arg(long, value_name = "NAME")]
+    pub(super) dialect: Option<String>,
+    /// Parameter of the method, for all models: a value, a gradient or filters as in YAML; repeat
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    pub(super) parameters: Vec<String>,
+    /// Seed of methods that draw random numbers [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// PCB definition [default: a] [possible values: a, b, c, d, paper]
+    #[arg(long, value_name = "NAME")]
+    pub(super) variant: Option<String>,
     /// Fraction of elements kept of each expert [default: 0.1]
     #[arg(long, value_name = "FRACTION")]
     pub(super) keep: Option<f64>,
     /// Lambda of experts that name none [default: 1.0]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub(super) lambda: Option<f64>,
-    /// Take statistics over the whole model, each layer or each tensor [default: model]
+    /// Take statistics over the whole model, each layer or each tensor [default: the method's]
     #[arg(long, value_parser = word::<Scope>())]
     pub(super) scope: Option<Scope>,
     /// Merge only tensors that match; repeat

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan};
 use super::progress::{self, Display};
 use super::signals::Signals;
-use super::{Outcome, convert, inspect, output, plan, report, upkeep};
+use super::{Outcome, convert, inspect, methods, output, plan, report, upkeep};
 use crate::checkpoint::{Catalog, OpenOptions};
 use crate::engine::source;
 use crate::error::{Error, IoContext};
@@ -19,6 +19,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         Command::Merge(merge) => run_merge(merge, args, &*display),
         Command::Plan(plan) => run_plan(plan, &*display),
         Command::Inspect(inspect) => run_inspect(inspect, &*display),
+        Command::Methods(args) => output::data(&methods::list(args.json)),
         Command::Status(status) => upkeep::status(status),
         Command::Verify(verify) => upkeep::verify(verify, &*display),
         Command::Clean(clean) => upkeep::clean(clean, &*display),
@@ -30,7 +31,7 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     let signals = Signals::install().at("handle", here)?;
     source::install_sigbus_handler().at("handle", here)?;
     let recipe = convert::recipe(&args.recipe)?;
-    let keep = recipe.method.keep();
+    let keep = recipe.kept();
     let job =
         Job::plan(recipe, convert::settings(&args.run), Ties::Compare(&signals.cancel), display)?;
     let summary = job.summary();
@@ -40,7 +41,7 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     let report = job.merge(&args.out, display, &signals.cancel);
     display.finish();
     let report = report.map_err(|error| signals.name(error))?;
-    let labels = &summary.inputs;
+    let labels = &summary.experts;
     warn(display, report::warnings(&report, labels).iter().map(String::as_str));
     if !all.log.quiet && all.log.format == LogFormat::Text && !report.passes.is_empty() {
         output::message(report::render(&report, labels, keep).trim_end());

@@ -1,11 +1,9 @@
 //! From what was typed to a recipe and settings.
 
-use std::path::PathBuf;
-
-use super::args::{RecipeArgs, RunArgs};
-use crate::recipe::{
-    Expert, Method, PcbOptions, Recipe, RecipeError, SHARD_SIZE, Settings, suggestion,
-};
+use super::args::{RecipeArgs, RecipeFlags, RunArgs};
+use crate::method::Value;
+use crate::method::registry::BaseUse;
+use crate::recipe::{Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings};
 
 /// The recipe that file or flags describe.
 pub(super) fn recipe(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
@@ -13,19 +11,20 @@ pub(super) fn recipe(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
         return Recipe::from_file(file);
     }
     let flags = &args.flags;
-    let lambda = flags.lambda.unwrap_or(1.0);
-    let experts = flags.experts.iter().map(|text| expert(text, lambda)).collect();
-    // clap demands the base unless there is a file.
-    let mut recipe = Recipe::new(flags.base.clone().unwrap_or_default(), experts);
-    let Method::Pcb(defaults) = &recipe.method;
-    recipe.method = match flags.method.as_deref() {
-        None | Some("pcb") => Method::Pcb(PcbOptions {
-            variant: flags.variant.unwrap_or(defaults.variant),
-            keep: flags.keep.unwrap_or(defaults.keep),
-        }),
-        Some(other) => return Err(unknown_method(other)),
-    };
-    recipe.scope = flags.scope.unwrap_or_default();
+    let name = flags.method.as_deref().unwrap_or("pcb");
+    let method = Recipe::method(name, flags.dialect.as_deref()).map_err(flag)?;
+    let models = flags.experts.iter().map(|text| expert(text, method.per_expert));
+    let mut recipe = Recipe::new(method, flags.base.clone(), models.collect());
+    recipe.parameters = parameters(flags)?;
+    recipe.seed = flags.seed.unwrap_or(0);
+    if let Some(scope) = flags.scope {
+        recipe.scope = scope;
+    }
+    if method.base == BaseUse::Required && recipe.base.is_none() {
+        let reason =
+            format!("{name} needs one: the checkpoint that all experts were fine-tuned from");
+        return Err(RecipeError::Value { key: "--base".to_owned(), reason });
+    }
     recipe.include.clone_from(&flags.include);
     recipe.exclude.clone_from(&flags.exclude);
     recipe.dtype = flags.dtype.unwrap_or_default();
@@ -69,25 +68,52 @@ fn command_line() -> String {
     std::env::args_os().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// `DIR` or `DIR=LAMBDA`: split at the last `=` if a number follows and no such path exists.
-fn expert(text: &str, default: f64) -> Expert {
-    let split = text.rsplit_once('=').and_then(|(path, number)| {
-        Some((path, number.parse::<f64>().ok().filter(|n| n.is_finite())?))
-    });
-    match split {
-        Some((path, lambda)) if !std::path::Path::new(text).exists() => {
-            Expert { path: PathBuf::from(path), lambda }
+/// Parameters for all models.
+fn parameters(flags: &RecipeFlags) -> Result<Parameters, RecipeError> {
+    let mut parameters = Parameters::default();
+    if let Some(variant) = &flags.variant {
+        parameters.set("variant", Setting::One(Value::Word(variant.clone())));
+    }
+    for (name, number) in [("keep", flags.keep), ("lambda", flags.lambda)] {
+        if let Some(number) = number {
+            parameters.set(name, Setting::number(number));
         }
-        _ => Expert { path: PathBuf::from(text), lambda: default },
+    }
+    for text in &flags.parameters {
+        let Some((name, value)) = text.split_once('=') else {
+            let reason = format!("{text:?} is not NAME=VALUE");
+            return Err(RecipeError::Value { key: "--param".to_owned(), reason });
+        };
+        let setting = serde_saphyr::from_str::<Setting>(value).map_err(|error| {
+            let reason = format!("{value:?}: {}", error.without_snippet());
+            RecipeError::Value { key: format!("--param {name}"), reason }
+        })?;
+        parameters.set(name, setting);
+    }
+    Ok(parameters)
+}
+
+/// The same error about a flag.
+fn flag(error: RecipeError) -> RecipeError {
+    match error {
+        RecipeError::Value { key, reason } => {
+            RecipeError::Value { key: format!("--{key}"), reason }
+        }
+        other => other,
     }
 }
 
-fn unknown_method(name: &str) -> RecipeError {
-    let meant = suggestion(name, ["pcb"]);
-    let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-    RecipeError::Value {
-        key: "--method".to_owned(),
-        reason: format!("{name:?} is unknown; known: pcb{hint}"),
+/// `DIR` or `DIR=NUMBER`, which sets `parameter`: split at the last `=` if a number follows and no such
+/// path exists.
+fn expert(text: &str, parameter: Option<&str>) -> Model {
+    let split = text.rsplit_once('=').and_then(|(path, number)| {
+        Some((path, number.parse::<f64>().ok().filter(|n| n.is_finite())?))
+    });
+    match (split, parameter) {
+        (Some((path, number)), Some(parameter)) if !std::path::Path::new(text).exists() => {
+            Model::new(path).with(parameter, number)
+        }
+        _ => Model::new(text),
     }
 }
 
@@ -96,16 +122,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lambda_is_what_follows_the_last_equals_sign() {
+    fn a_number_is_what_follows_the_last_equals_sign() {
         for (text, path, lambda) in [
-            ("dir", "dir", 1.0),
-            ("dir=1.5", "dir", 1.5),
-            ("a=b=-0.5", "a=b", -0.5),
-            ("run=final", "run=final", 1.0),
-            ("dir=", "dir=", 1.0),
-            ("dir=inf", "dir=inf", 1.0),
+            ("dir", "dir", None),
+            ("dir=1.5", "dir", Some(1.5)),
+            ("a=b=-0.5", "a=b", Some(-0.5)),
+            ("run=final", "run=final", None),
+            ("dir=", "dir=", None),
+            ("dir=inf", "dir=inf", None),
         ] {
-            assert_eq!(expert(text, 1.0), Expert { path: path.into(), lambda }, "{text}");
+            let model = Model::new(path);
+            let model = lambda.map_or(model.clone(), |number| model.with("lambda", number));
+            assert_eq!(expert(text, Some("lambda")), model, "{text}");
         }
     }
 }

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod convert;
 mod inspect;
+mod methods;
 mod output;
 mod plan;
 mod progress;

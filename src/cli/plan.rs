@@ -16,8 +16,10 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
         let _infallible = writeln!(text, "{label:>12}  {value}");
     };
     line("method", plan.method.clone());
-    line("base", plan.inputs[0].clone());
-    line("experts", plan.inputs[1..].join(", "));
+    if let Some(base) = &plan.base {
+        line("base", base.clone());
+    }
+    line(if plan.base.is_some() { "experts" } else { "models" }, plan.experts.join(", "));
     line(
         "merge",
         format!(

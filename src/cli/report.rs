@@ -23,9 +23,9 @@ pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> S
     let experts = totals(report);
     let elements: u64 = report.units.iter().map(|(_, outcome)| outcome.elements).sum();
     let all: f64 = experts.iter().map(|e| e.weight).sum();
-    let names = labels[1..].iter().chain(report.passes.iter().map(|pass| &pass.name));
+    let names = labels.iter().chain(report.passes.iter().map(|pass| &pass.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
-    for (i, (expert, label)) in experts.iter().zip(&labels[1..]).enumerate() {
+    for (i, (expert, label)) in experts.iter().zip(labels).enumerate() {
         let _infallible = write!(
             text,
             "{label:width$}  keeps {} of {} parameters ({:.2} %{}), {:.1} % of the weight",
@@ -65,7 +65,7 @@ pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> S
 pub(super) fn warnings(report: &Report, labels: &[String]) -> Vec<String> {
     let mut sentences = Vec::new();
     let single = report.units.len() == 1;
-    for (expert, label) in totals(report).iter().zip(&labels[1..]) {
+    for (expert, label) in totals(report).iter().zip(labels) {
         for (note, units) in &expert.notes {
             let place = match &units[..] {
                 _ if single => String::new(),
@@ -88,7 +88,7 @@ pub(super) fn warnings(report: &Report, labels: &[String]) -> Vec<String> {
 /// The report as JSON.
 pub(super) fn json(report: &Report, labels: &[String]) -> Value {
     let units = report.units.iter().map(|(name, outcome)| {
-        let experts = outcome.experts.iter().zip(&labels[1..]).map(|(expert, label)| {
+        let experts = outcome.experts.iter().zip(labels).map(|(expert, label)| {
             let figures: serde_json::Map<String, Value> =
                 expert.figures.iter().map(|&(name, x)| (name.to_owned(), json!(x))).collect();
             let notes: Vec<String> = expert.notes.iter().map(ToString::to_string).collect();

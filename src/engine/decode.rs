@@ -2,7 +2,7 @@
 
 use super::{Context, EngineError};
 use crate::kernel::Float;
-use crate::method::{BLOCK, Block, Operand};
+use crate::method::{Block, Operand};
 use crate::plan::Segment;
 use crate::recipe::NonFinite;
 
@@ -36,8 +36,8 @@ impl TileData<'_> {
 }
 
 impl Decoder {
-    pub(super) fn new(experts: usize) -> Self {
-        Self { base: vec![0.0; BLOCK], rows: vec![0.0; experts * BLOCK], replaced: 0 }
+    pub(super) fn new() -> Self {
+        Self { base: Vec::new(), rows: Vec::new(), replaced: 0 }
     }
 
     /// Decodes elements `at..at + len` of a tile and hands them to `work` as a block.
@@ -54,27 +54,32 @@ impl Decoder {
     ) -> Result<T, EngineError> {
         let kernels = context.kernels;
         let sources = &tile.segment.sources;
-        let base = &mut self.base[..len];
-        kernels.decode(sources[0].float, tile.part(0, at, len), base);
+        let before = usize::from(context.plan.has_base);
+        let experts = sources.len() - before;
+        self.base.resize(before * len, 0.0);
+        self.rows.resize(experts * len, 0.0);
         let operand = context.method.operand();
-        let mut finite =
-            operand == Operand::TaskVector || kernels.max_magnitude_bits(base) < INFINITY;
-        for (i, row) in self.rows.chunks_exact_mut(BLOCK).enumerate().take(sources.len() - 1) {
-            let (float, bytes, row) =
-                (sources[i + 1].float, tile.part(i + 1, at, len), &mut row[..len]);
+        let mut finite = true;
+        if before == 1 {
+            kernels.decode(sources[0].float, tile.part(0, at, len), &mut self.base);
+            // A base value that is not finite shows in the difference.
+            finite =
+                operand == Operand::TaskVector || kernels.max_magnitude_bits(&self.base) < INFINITY;
+        }
+        for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
+            let (float, bytes) = (sources[i + before].float, tile.part(i + before, at, len));
             match operand {
-                Operand::TaskVector => kernels.decode_minus_base(float, bytes, base, row),
+                Operand::TaskVector => kernels.decode_minus_base(float, bytes, &self.base, row),
                 Operand::Value => kernels.decode(float, bytes, row),
             }
-            // A base value that is not finite shows in the difference.
             finite &= kernels.max_magnitude_bits(row) < INFINITY;
         }
         if !finite {
             self.repair(context, tile, at, len)?;
         }
-        let rows: Vec<&[f32]> =
-            self.rows.chunks_exact(BLOCK).take(sources.len() - 1).map(|row| &row[..len]).collect();
-        Ok(work(&Block { base: &self.base[..len], rows: &rows }))
+        let rows: Vec<&[f32]> = self.rows.chunks_exact(len).collect();
+        let (tensor, first) = (tile.segment.place as usize, tile.start + at as u64);
+        Ok(work(&Block { tensor, first, base: &self.base, rows: &rows }))
     }
 
     /// Names the first value that is not finite, or replaces all of them, as the recipe says.
@@ -91,13 +96,14 @@ impl Decoder {
             Operand::Value => base,
         };
         for e in 0..len {
-            let base = self.base[e];
-            for (i, row) in self.rows.chunks_exact_mut(BLOCK).enumerate() {
+            let base = self.base.get(e).copied().unwrap_or(0.0);
+            for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
                 if base.is_finite() && row[e].is_finite() {
                     continue;
                 }
                 if context.nonfinite == NonFinite::Error {
-                    let culprit = if base.is_finite() { i + 1 } else { 0 };
+                    let before = usize::from(context.plan.has_base);
+                    let culprit = if base.is_finite() { i + before } else { 0 };
                     return Err(Self::culprit(context, tile, at + e, culprit));
                 }
                 row[e] = neutral(base);

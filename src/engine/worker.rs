@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
 use super::{Context, EngineError, Work};
-use crate::method::{AnyStage, BLOCK, Next, Outcome, State};
+use crate::method::{AnyStage, BLOCK, Next, Outcome, State, block_len};
 use crate::plan::Action;
 
 /// Tiles of up to this many elements are finished before a merge stops: that takes milliseconds, and all that a
@@ -32,7 +32,7 @@ impl<'a> Worker<'a> {
         Self {
             context,
             work,
-            decoder: Decoder::new(context.plan.labels.len() - 1),
+            decoder: Decoder::new(),
             values: vec![0.0; BLOCK],
             state,
             outcomes: Vec::new(),
@@ -79,12 +79,16 @@ impl<'a> Worker<'a> {
         out: &mut [u8],
     ) -> Result<(), EngineError> {
         let size = tile.segment.out_size as usize;
-        for at in (0..tile.elements).step_by(BLOCK) {
+        let block = block_len(tile.segment.grain);
+        if stage.writes() && self.values.len() < block {
+            self.values.resize(block, 0.0);
+        }
+        for at in (0..tile.elements).step_by(block) {
             // A tile may be a whole tensor: too much to finish first.
             if tile.elements > PROMPT && self.context.cancel.load(Ordering::Relaxed) {
                 return Err(EngineError::Interrupted);
             }
-            let len = BLOCK.min(tile.elements - at);
+            let len = block.min(tile.elements - at);
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
             self.decoder
                 .block(self.context, tile, at, len, |block| stage.add(state, block, values))?;
@@ -103,11 +107,9 @@ impl<'a> Worker<'a> {
         tile: &TileData<'_>,
         out: &mut [u8],
     ) -> Result<Outcome, EngineError> {
-        let named = |error| EngineError::Method {
-            unit: self.context.plan.units[unit as usize].name.clone(),
-            error,
-        };
-        let mut stage = self.context.method.start(tile.elements as u64).map_err(named)?;
+        let named =
+            |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
+        let mut stage = self.context.method.start(self.context.plan.view(unit)).map_err(named)?;
         let before = self.decoder.replaced;
         loop {
             // Every pass meets the same values that are not finite: count those of the last.

@@ -13,21 +13,16 @@ use crate::plan::Inputs;
 use crate::plan::tied::{self, Tie};
 use crate::recipe::Recipe;
 
-/// Opens base and experts.
+/// Opens all checkpoints.
 ///
 /// # Errors
 /// The first checkpoint that is not one.
 pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     let options = OpenOptions { lenient: recipe.lenient, ..OpenOptions::default() };
-    let base = Catalog::open(&recipe.base, options)?;
-    let experts: Vec<Catalog> = (recipe.experts.iter())
-        .map(|expert| Catalog::open(&expert.path, options))
-        .collect::<Result<_, _>>()?;
-    let names: Vec<String> = std::iter::once(&recipe.base)
-        .chain(recipe.experts.iter().map(|expert| &expert.path))
-        .map(|path| display_name(path))
-        .collect();
-    Ok(Inputs { base, experts, labels: distinct(names) })
+    let catalogs = recipe.checkpoints().map(|path| Catalog::open(path, options));
+    let catalogs: Vec<Catalog> = catalogs.collect::<Result<_, _>>()?;
+    let labels = distinct(recipe.checkpoints().map(display_name).collect());
+    Ok(Inputs { catalogs, has_base: recipe.has_base(), donor: recipe.donor(), labels })
 }
 
 /// Numbers names that occur more than once, so that messages are clear.

@@ -42,7 +42,7 @@ use crate::engine::sink::{RealDisk, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::Method;
+use crate::method::{Method, registry};
 use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress};
 use crate::recipe::{Recipe, Settings};
@@ -88,7 +88,13 @@ impl Job {
         }
         let mut inputs = inputs::open(&recipe)?;
         let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
-        let method = recipe.method.build(&recipe, kernels);
+        let setup = registry::Setup {
+            kernels,
+            base: recipe.has_base(),
+            seed: recipe.seed,
+            values: recipe.merge_values()?,
+        };
+        let method = (recipe.method.build)(&setup);
         let (memory, memory_source) = memory(&settings, progress);
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -223,10 +229,8 @@ impl Job {
 
     /// The recipe as it is published: with display names instead of paths.
     fn published_recipe(&self) -> String {
-        let labels: Vec<(PathBuf, String)> = std::iter::once(self.recipe.base.clone())
-            .chain(self.recipe.experts.iter().map(|e| e.path.clone()))
-            .zip(self.plan.labels.iter().cloned())
-            .collect();
+        let paths = self.recipe.checkpoints().map(Path::to_owned);
+        let labels: Vec<(PathBuf, String)> = paths.zip(self.plan.labels.iter().cloned()).collect();
         self.recipe.to_yaml(|path| {
             labels.iter().find(|(p, _)| p == path).map_or_else(String::new, |(_, l)| l.clone())
         })

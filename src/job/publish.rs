@@ -13,9 +13,10 @@ use crate::checkpoint::{CardExpert, CardFile, ModelCard, config_json, side_files
 use crate::engine::EngineError;
 use crate::engine::sink::durable;
 use crate::error::{Error, IoContext};
+use crate::method::registry::Preset;
 use crate::plan::tied::Tie;
 use crate::progress::Progress;
-use crate::recipe::OutputDtype;
+use crate::recipe::{Model, OutputDtype};
 
 const INDEX: &str = "model.safetensors.index.json";
 const RECIPE: &str = "reflow_recipe.yml";
@@ -24,7 +25,7 @@ const CARD: &str = "README.md";
 
 /// Names of the files that [`write()`] makes for this job.
 pub(super) fn names(job: &Job) -> Vec<String> {
-    let mut names = side_files(&job.inputs.base.root, job.recipe.copy_code);
+    let mut names = side_files(&job.inputs.donor().root, job.recipe.copy_code);
     names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
     names.sort();
     names.dedup();
@@ -41,7 +42,7 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         files.push(ManifestFile { name, bytes, sha256, extents: Vec::new() });
         Ok(())
     };
-    let root = &job.inputs.base.root;
+    let root = &job.inputs.donor().root;
     for name in side_files(root, job.recipe.copy_code) {
         if name == CONFIG || name == CARD || name == manifest::FILE {
             continue;
@@ -52,7 +53,7 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
     }
     write(RECIPE, job.published_recipe().as_bytes())?;
     write(CARD, job.model_card().render().as_bytes())?;
-    if let Some(config) = &job.inputs.base.config {
+    if let Some(config) = &job.inputs.donor().config {
         write(CONFIG, config_json(config, out_dtype(job), untied(job)).as_bytes())?;
     }
     if let Some(index) = job.plan.layout.index_json() {
@@ -116,7 +117,6 @@ fn untied(job: &Job) -> Option<bool> {
 
 pub(super) fn model_card(job: &Job) -> ModelCard {
     let labels = &job.plan.labels;
-    let lambda = |i: usize| job.recipe.experts[i].lambda;
     let files = job.inputs.catalogs().zip(labels).flat_map(|(catalog, label)| {
         catalog.files.iter().map(move |file| CardFile {
             checkpoint: label.clone(),
@@ -125,15 +125,39 @@ pub(super) fn model_card(job: &Job) -> ModelCard {
             header_sha256: file.header_sha256.clone(),
         })
     });
+    let experts = job.plan.experts().iter().zip(&job.recipe.models);
     ModelCard {
-        base: labels[0].clone(),
-        experts: (labels[1..].iter().enumerate())
-            .map(|(i, name)| CardExpert { name: name.clone(), lambda: lambda(i) })
+        base: job.plan.has_base.then(|| labels[0].clone()),
+        experts: experts
+            .map(|(name, model)| CardExpert {
+                name: name.clone(),
+                parameters: parameters(job, model),
+            })
             .collect(),
-        method: job.method.describe(),
-        tag: job.recipe.method.name().to_owned(),
+        method: job.recipe.describe(),
+        tag: job.recipe.method.name.to_owned(),
         recipe: job.published_recipe(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         files: files.collect(),
     }
+}
+
+/// What a model's part in the merge was: its own parameters, and the method's usual one in any case.
+fn parameters(job: &Job, model: &Model) -> String {
+    let mut shown: Vec<String> =
+        model.parameters.iter().map(|(name, setting)| format!("{name} {setting}")).collect();
+    if let Some(name) = job.recipe.method.per_expert
+        && model.parameters.get(name).is_none()
+    {
+        let preset = job.recipe.method.parameter(name).map(|parameter| parameter.preset);
+        let common = job.recipe.parameters.get(name).map(ToString::to_string);
+        let default = || match preset {
+            Some(Preset::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        if let Some(value) = common.or_else(default) {
+            shown.insert(0, format!("{name} {value}"));
+        }
+    }
+    shown.join(", ")
 }

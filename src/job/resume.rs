@@ -84,8 +84,9 @@ pub(super) fn resume(
 
 fn replay(job: &Job, snapshots: &Snapshots<'_>, cursor: &Cursor) -> Option<UnderWay> {
     let unit = cursor.units;
-    let elements = job.plan.units.get(unit as usize)?.elements;
-    let mut stage = job.method.start(elements).ok()?;
+    let view = &job.plan.units.get(unit as usize)?.view;
+    let elements = view.elements;
+    let mut stage = job.method.start(view).ok()?;
     for finished in 0..cursor.stage {
         let state = stage.load(&snapshots.load(unit, finished, elements)?)?;
         let Next::Stage(next) = stage.finish(state).ok()? else { return None };
@@ -118,7 +119,7 @@ pub(super) fn read(job: &Job, cursor: &Cursor) -> u64 {
                 .sum(),
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
-                let passes = job.method.passes(plan.units[*unit as usize].elements).len() as u64;
+                let passes = job.method.passes(plan.view(*unit)).len() as u64;
                 match unit.cmp(&cursor.units) {
                     std::cmp::Ordering::Less => passes * plan.input_bytes(segments),
                     std::cmp::Ordering::Equal => {

@@ -270,15 +270,13 @@ impl Passes<'_> {
 
     fn streamed(&mut self, unit: u32) -> Result<(), Error> {
         let plan = self.context.plan;
-        let (name, total) = {
-            let unit = &plan.units[unit as usize];
-            (unit.name.clone(), unit.elements)
-        };
-        let named = |error| EngineError::Method { unit: name.clone(), error };
+        let view = plan.view(unit);
+        let total = view.elements;
+        let named = |error| EngineError::Method { unit: view.name.clone(), error };
         let (mut stage, mut state) = if let Some(under_way) = self.under_way.take() {
             (under_way.stage, under_way.state)
         } else {
-            (self.context.method.start(total).map_err(named)?, None)
+            (self.context.method.start(view).map_err(named)?, None)
         };
         loop {
             let gathered = self.stage(unit, &*stage, state.take(), total)?;
@@ -356,13 +354,17 @@ impl Passes<'_> {
 
     /// The next piece of work: so many elements that the usual number of bytes is written or read.
     fn piece(&self, segments: &[u32], from: u64, total: u64, writes: bool) -> Range<u64> {
-        let segments = segments.iter().map(|&s| &self.context.plan.segments[s as usize]);
-        let widest = segments
+        let plan = self.context.plan;
+        let all = segments.iter().map(|&s| &plan.segments[s as usize]);
+        let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
+        let widest = all
             .map(|s| if writes { u64::from(s.out_size) } else { s.element_bytes() })
             .max()
             .unwrap_or(1);
         let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
-        from..total.min(from + (most / widest).max(1))
+        // No piece ends amid a grain, and each has at least one.
+        let to = total.min(from + (most / widest).max(grain));
+        from..if to < total { plan.aligned(segments, to) } else { total }
     }
 
     /// Input bytes of a range of elements.
@@ -375,7 +377,7 @@ impl Passes<'_> {
     }
 
     fn done(&mut self, unit: u32, outcome: Outcome) {
-        self.report.units.push((self.context.plan.units[unit as usize].name.clone(), outcome));
+        self.report.units.push((self.context.plan.view(unit).name.clone(), outcome));
     }
 
     /// Runs one piece; `bytes` tells how many bytes reading so much of it takes.

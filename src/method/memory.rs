@@ -1,23 +1,40 @@
-//! A whole merge on arrays in memory: for units that fit in one tile, and for tests.
+//! A whole merge on arrays in memory.
 
-use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Outcome};
+use std::sync::Arc;
 
-/// Merges one unit held in memory.
+use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Outcome, UnitView};
+
+/// Merges one unit held in memory, its tensors laid end to end.
 ///
-/// `rows` are what [`Method::operand`] asks for, one of the length of `base` per expert. Returns
-/// the merged values.
+/// `rows` are what [`Method::operand`] asks for, one per expert, of the length of `base`; `base` is
+/// empty in a merge without one. Returns the merged values.
+///
+/// ```
+/// use reflow::kernel;
+/// use reflow::method::{UnitView, Values, registry, run_in_memory};
+///
+/// let values = Values::new(1).with_word("variant", "a").with("keep", 0.5);
+/// let setup = registry::Setup { kernels: kernel::select()?, base: true, seed: 0, values: values.clone() };
+/// let pcb = (registry::find("pcb", None).ok_or("no such method")?.build)(&setup);
+/// let unit = UnitView::array("numbers", 4, values.with_each("lambda", &[1.0]));
+/// let (merged, outcome) = run_in_memory(&*pcb, &unit, &[1.0; 4], &[&[0.0, 0.1, 0.2, 0.3]])?;
+/// assert_eq!(merged, [1.0, 1.0, 1.0, 1.3]);
+/// assert_eq!(outcome.experts[0].kept, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// Those of the method.
 pub fn run_in_memory(
     method: &dyn Method,
+    unit: &Arc<UnitView>,
     base: &[f32],
     rows: &[&[f32]],
 ) -> Result<(Vec<f32>, Outcome), MethodError> {
-    let mut merged = vec![0.0; base.len()];
-    let mut stage = method.start(base.len() as u64)?;
+    let mut merged = vec![0.0; unit.elements as usize];
+    let mut stage = method.start(unit)?;
     loop {
-        match run_stage(stage, base, rows, &mut merged)? {
+        match run_stage(method, unit, stage, base, rows, &mut merged)? {
             Next::Stage(next) => stage = next,
             Next::Done(outcome) => return Ok((merged, outcome)),
         }
@@ -25,17 +42,30 @@ pub fn run_in_memory(
 }
 
 fn run_stage(
+    method: &dyn Method,
+    unit: &UnitView,
     stage: Box<dyn AnyStage>,
     base: &[f32],
     rows: &[&[f32]],
     merged: &mut [f32],
 ) -> Result<Next, MethodError> {
     let mut state = stage.empty();
-    for (i, base) in base.chunks(BLOCK).enumerate() {
-        let range = i * BLOCK..i * BLOCK + base.len();
-        let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
-        let out = if stage.writes() { &mut merged[range] } else { &mut [] };
-        stage.add(&mut state, &Block { base, rows: &rows }, out);
+    for (place, tensor) in unit.tensors.iter().enumerate() {
+        let step = block_len(method.grain(tensor));
+        for first in (0..tensor.elements).step_by(step) {
+            let begin = (tensor.first + first) as usize;
+            let range = begin..begin + step.min((tensor.elements - first) as usize);
+            let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
+            let base = base.get(range.clone()).unwrap_or_default();
+            let out = if stage.writes() { &mut merged[range] } else { &mut [] };
+            stage.add(&mut state, &Block { tensor: place, first, base, rows: &rows }, out);
+        }
     }
     stage.finish(state)
+}
+
+/// Elements of a block where `grain` elements must meet: as many grains as fit in [`BLOCK`], at least one.
+pub fn block_len(grain: u64) -> usize {
+    let grain = grain.max(1) as usize;
+    (BLOCK / grain * grain).max(grain)
 }

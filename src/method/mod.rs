@@ -6,7 +6,7 @@
 //! what it has seen how many passes it needs.
 //!
 //! ```text
-//! Method::start(elements) -> stage -> pass over all blocks -> finish -> stage -> .. -> Outcome
+//! Method::start(unit) -> stage -> pass over all blocks -> finish -> stage -> .. -> Outcome
 //! ```
 //!
 //! The state of a stage is a monoid: [`Stage::empty`], [`Stage::add`], [`Stage::merge`]. A pass
@@ -15,24 +15,46 @@
 mod erased;
 mod memory;
 pub mod pcb;
+pub mod registry;
+mod unit;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use erased::{AnyStage, State};
-pub use memory::run_in_memory;
+pub use memory::{block_len, run_in_memory};
+pub use registry::{Entry, Scope, Setup};
+pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
 
 /// The number of elements that a kernel works on at a time: small enough that base, task
 /// vectors and scores of a few experts stay in the second-level cache.
 pub const BLOCK: usize = 4096;
 
-/// A run of up to [`BLOCK`] elements of one tensor, decoded to `f32`.
+/// A run of elements of one tensor, decoded to `f32`: up to [`BLOCK`] of them, or one
+/// [grain](Method::grain) if that is more.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    /// The base's values.
+    /// The tensor, by its place in the unit.
+    pub tensor: usize,
+    /// The first element, counted in the tensor.
+    pub first: u64,
+    /// The base's values; empty in a merge without a base.
     pub base: &'a [f32],
-    /// One row per expert, in recipe order, of the length of `base`: task vectors or plain
-    /// values, as [`Method::operand`] asks.
+    /// One row per expert, in recipe order, of equal length: task vectors or plain values, as
+    /// [`Method::operand`] asks.
     pub rows: &'a [&'a [f32]],
+}
+
+impl Block<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows.first().map_or(self.base.len(), |row| row.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What the rows of a [`Block`] hold.
@@ -44,25 +66,31 @@ pub enum Operand {
     Value,
 }
 
-/// A merge method with its parameters, for a known number of experts.
+/// A merge method. Its parameters come with each unit: they may differ from tensor to tensor.
 pub trait Method: Send + Sync {
-    /// The name with the parameters that define the result, e.g. `pcb a, keep 0.1`.
-    fn describe(&self) -> String;
-
     /// What the rows of the blocks must hold.
     fn operand(&self) -> Operand;
 
-    /// The passes over a unit of `elements` elements, the last one being the map.
-    fn passes(&self, elements: u64) -> Vec<&'static str>;
+    /// How many elements of a tensor must meet in one block: blocks begin at multiples of it,
+    /// counted in the tensor, and hold whole multiples of it, except at the tensor's end. 1 lets
+    /// blocks begin anywhere. A method that looks at whole rows asks for the length of a row; one
+    /// whose sums are added block by block asks for [`BLOCK`], so that blocks are the same
+    /// whatever the tiles.
+    fn grain(&self, _tensor: &TensorView) -> u64 {
+        1
+    }
+
+    /// The passes over a unit, the last one being the map.
+    fn passes(&self, unit: &UnitView) -> Vec<&'static str>;
 
     /// An upper bound for the bytes of state that one worker holds during any pass.
-    fn state_bytes(&self, elements: u64) -> u64;
+    fn state_bytes(&self, unit: &UnitView) -> u64;
 
-    /// Starts the merge of a unit of `elements` elements.
+    /// Starts the merge of a unit.
     ///
     /// # Errors
-    /// If the parameters make no sense for so many elements.
-    fn start(&self, elements: u64) -> Result<Box<dyn AnyStage>, MethodError>;
+    /// If the parameters make no sense for it.
+    fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError>;
 }
 
 /// One pass over the elements of a unit.
@@ -120,7 +148,7 @@ impl Next {
 pub struct Outcome {
     /// Elements of the unit.
     pub elements: u64,
-    /// One entry per expert, in recipe order.
+    /// One entry per expert, in recipe order; none if there is nothing to tell.
     pub experts: Vec<ExpertOutcome>,
 }
 
@@ -183,6 +211,15 @@ pub enum MethodError {
         keep: f64,
         /// Elements of the unit.
         elements: u64,
+    },
+    /// A parameter differs within a unit that has one statistic.
+    #[error(
+        "{parameter} differs between tensors, but statistics are taken over all of them together; \
+         give it one value, or use --scope tensor"
+    )]
+    Varies {
+        /// The parameter.
+        parameter: &'static str,
     },
     /// A score is infinite or NaN although all weights are finite.
     #[error(

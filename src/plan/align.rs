@@ -8,23 +8,36 @@ use crate::checkpoint::{Catalog, TensorInfo};
 use crate::kernel::Float;
 use crate::recipe::{Missing, Recipe, Vocab};
 
-/// Base and experts, opened, with the names they go by in messages.
+/// All checkpoints of a merge, opened, with the names they go by in messages.
 pub struct Inputs {
-    /// The base checkpoint.
-    pub base: Catalog,
-    /// The experts, in recipe order.
-    pub experts: Vec<Catalog>,
-    /// Display names: the base's, then the experts'.
+    /// The base first, if experts are seen relative to one; then the models, in recipe order.
+    pub catalogs: Vec<Catalog>,
+    /// Whether the first is the base.
+    pub has_base: bool,
+    /// The one that lends names, shapes, config and tensors that are not merged: the base, if there
+    /// is one.
+    pub donor: usize,
+    /// Display names, in the order of `catalogs`.
     pub labels: Vec<String>,
 }
 
 impl Inputs {
-    /// Base and experts, in this order.
+    /// All checkpoints, in order.
     pub fn catalogs(&self) -> impl Iterator<Item = &Catalog> {
-        std::iter::once(&self.base).chain(&self.experts)
+        self.catalogs.iter()
     }
 
-    /// Position of a file of checkpoint `checkpoint` (0 is the base) among the files of all.
+    /// The checkpoint that lends what is not merged.
+    pub fn donor(&self) -> &Catalog {
+        &self.catalogs[self.donor]
+    }
+
+    /// All others, with their positions.
+    fn others(&self) -> impl Iterator<Item = (usize, &Catalog)> {
+        self.catalogs.iter().enumerate().filter(|&(at, _)| at != self.donor)
+    }
+
+    /// Position of a file of checkpoint `checkpoint` among the files of all.
     pub fn file_index(&self, checkpoint: usize, file: u32) -> u32 {
         self.catalogs().take(checkpoint).map(|c| c.files.len() as u32).sum::<u32>() + file
     }
@@ -33,8 +46,8 @@ impl Inputs {
 /// One tensor of the output: where its parts come from.
 #[derive(Clone, Debug)]
 pub(super) struct Aligned {
-    /// Index into the base's catalog.
-    pub base: usize,
+    /// Index into the donor's catalog.
+    pub index: usize,
     /// Runs of elements from the start of the tensor, without gaps.
     pub parts: Vec<Part>,
 }
@@ -46,14 +59,14 @@ pub struct Part {
     pub action: Action,
     /// Number of elements (bytes, for [`Action::Copy`]).
     pub elements: u64,
-    /// Base, then experts; only the base where the experts do not matter.
+    /// For [`Action::Merge`] all checkpoints in order; else the donor, and those that must agree with it.
     pub sources: Vec<SourceRef>,
 }
 
 /// The outcome of matching all tensors.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Alignment {
-    /// The output's tensors, in the base's name order.
+    /// The output's tensors, in the donor's name order.
     pub tensors: Vec<Aligned>,
     /// Names of tensors that some expert lacks and that count as unchanged there.
     pub missing: Vec<(String, String)>,
@@ -76,9 +89,9 @@ pub(super) fn align(
     let mut found = Alignment::default();
     let mut problems = Problems::default();
     let matcher = Matcher { recipe, inputs, selection };
-    for (index, tensor) in inputs.base.tensors.iter().enumerate() {
+    for (index, tensor) in inputs.donor().tensors.iter().enumerate() {
         let parts = matcher.parts(tensor, &mut found, &mut problems);
-        found.tensors.push(Aligned { base: index, parts });
+        found.tensors.push(Aligned { index, parts });
     }
     matcher.extras(&mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
@@ -113,19 +126,19 @@ impl Matcher<'_> {
             Some(float) => Part {
                 action: Action::Convert,
                 elements: base.elements(),
-                sources: vec![self.source(0, base, float)],
+                sources: vec![self.lent(base, float)],
             },
-            None => Self::raw(base, vec![self.source(0, base, Float::F8E4M3)], false),
+            None => Self::raw(base, vec![self.lent(base, Float::F8E4M3)], false),
         }
     }
 
     /// A tensor that is not a plain float: the base's bytes, if all models agree on them.
     fn copied(&self, base: &TensorInfo, problems: &mut Problems) -> Part {
-        let mut sources = vec![self.source(0, base, Float::F8E4M3)];
-        for (e, expert) in self.inputs.experts.iter().enumerate() {
+        let mut sources = vec![self.lent(base, Float::F8E4M3)];
+        for (e, expert) in self.inputs.others() {
             match expert.get(&base.name) {
                 Some(other) if other.shape == base.shape && other.dtype == base.dtype => {
-                    sources.push(self.source(e + 1, other, Float::F8E4M3));
+                    sources.push(self.source(e, other, Float::F8E4M3));
                 }
                 Some(other) => problems.push(Problem::NotMergeable {
                     tensor: base.name.to_string(),
@@ -151,13 +164,13 @@ impl Matcher<'_> {
         found: &mut Alignment,
         problems: &mut Problems,
     ) -> Vec<Part> {
-        let mut sources = vec![self.source(0, base, float)];
+        let mut sources = vec![(self.inputs.donor, self.lent(base, float))];
         let mut common = base.elements();
-        for (e, expert) in self.inputs.experts.iter().enumerate() {
+        for (e, expert) in self.inputs.others() {
             let Some(other) = expert.get(&base.name) else {
                 if self.recipe.missing == Missing::Base {
                     found.missing.push((self.label(e), base.name.to_string()));
-                    sources.push(self.source(0, base, float));
+                    sources.push((e, self.lent(base, float)));
                 } else {
                     problems.push(self.missing(e, base));
                 }
@@ -172,7 +185,7 @@ impl Matcher<'_> {
                 });
                 continue;
             };
-            sources.push(self.source(e + 1, other, other_float));
+            sources.push((e, self.source(e, other, other_float)));
             if other.shape == base.shape {
                 continue;
             }
@@ -198,6 +211,9 @@ impl Matcher<'_> {
                 });
             }
         }
+        // Lent tensors stand where their checkpoint stands.
+        sources.sort_by_key(|source: &(usize, SourceRef)| source.0);
+        let sources = sources.into_iter().map(|(_, source)| source).collect();
         self.split(base, float, common, sources)
     }
 
@@ -210,7 +226,7 @@ impl Matcher<'_> {
         sources: Vec<SourceRef>,
     ) -> Vec<Part> {
         let total = base.elements();
-        let mut tail = self.source(0, base, float);
+        let mut tail = self.lent(base, float);
         tail.offset += common * float.size() as u64;
         let merged = Part { action: Action::Merge, elements: common, sources };
         let kept = Part { action: Action::Convert, elements: total - common, sources: vec![tail] };
@@ -218,9 +234,9 @@ impl Matcher<'_> {
     }
 
     fn extras(&self, found: &mut Alignment, problems: &mut Problems) {
-        for (e, expert) in self.inputs.experts.iter().enumerate() {
+        for (e, expert) in self.inputs.others() {
             for tensor in &expert.tensors {
-                if self.inputs.base.get(&tensor.name).is_some()
+                if self.inputs.donor().get(&tensor.name).is_some()
                     || !self.selection.merges(&tensor.name)
                 {
                     continue;
@@ -249,16 +265,17 @@ impl Matcher<'_> {
             }
             bytes.into_iter().max_by_key(|&(_, sum)| sum).map(|(dtype, _)| dtype)
         };
-        let base = dominant(&self.inputs.base);
-        for (e, expert) in self.inputs.experts.iter().enumerate() {
+        let base = dominant(self.inputs.donor());
+        for (e, expert) in self.inputs.others() {
             let other = dominant(expert);
-            if let (Some(base), Some(other)) = (base, other)
+            if let (Some(base), Some(other), true) = (base, other, self.inputs.has_base)
                 && base != other
             {
                 warnings.push(format!(
-                    "{} is stored as {other:?} and the base as {base:?}; rounding differences \
-                     between the two count as changes of the expert",
+                    "{} is stored as {other:?} and {} as {base:?}; rounding differences between the \
+                     two count as changes of the expert",
                     self.label(e),
+                    self.label(self.inputs.donor),
                 ));
             }
         }
@@ -269,7 +286,12 @@ impl Matcher<'_> {
     }
 
     fn label(&self, expert: usize) -> String {
-        self.inputs.labels[expert + 1].clone()
+        self.inputs.labels[expert].clone()
+    }
+
+    /// The donor's part in a tensor.
+    fn lent(&self, tensor: &TensorInfo, float: Float) -> SourceRef {
+        self.source(self.inputs.donor, tensor, float)
     }
 
     fn source(&self, checkpoint: usize, tensor: &TensorInfo, float: Float) -> SourceRef {
@@ -282,14 +304,14 @@ impl Matcher<'_> {
         let is_scale = |name: &str| {
             ["_scale_inv", "_scale", "_scale_2"].iter().any(|end| {
                 name.strip_suffix(end).is_some_and(|stem| {
-                    self.inputs.base.get(stem).is_some_and(|t| t.dtype.bits_at_most(8))
+                    self.inputs.donor().get(stem).is_some_and(|t| t.dtype.bits_at_most(8))
                 })
             })
         };
         let has_scale = tensor.dtype.bits_at_most(8)
             && ["_scale_inv", "_scale"]
                 .iter()
-                .any(|end| self.inputs.base.get(&format!("{}{end}", tensor.name)).is_some());
+                .any(|end| self.inputs.donor().get(&format!("{}{end}", tensor.name)).is_some());
         has_scale || is_scale(&tensor.name)
     }
 
@@ -309,7 +331,7 @@ impl Matcher<'_> {
         ]
         .iter()
         .any(|part| base.name.split('.').any(|component| component == *part));
-        let configured = self.inputs.base.config.as_ref().is_some_and(|config| {
+        let configured = self.inputs.donor().config.as_ref().is_some_and(|config| {
             let size =
                 |c: &serde_json::Value| c.get("vocab_size").and_then(serde_json::Value::as_u64);
             size(config) == Some(rows) || config.get("text_config").and_then(size) == Some(rows)

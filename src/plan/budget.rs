@@ -60,6 +60,8 @@ pub(super) struct Demand {
     /// The largest unit that gains from fitting in one tile (its statistics then cost no
     /// second read), in elements.
     pub whole: Option<u64>,
+    /// Elements that must meet in one block, at most: the smallest tile.
+    pub grain: u64,
     /// Threads wanted.
     pub threads: usize,
     /// Fixed tile size, if asked for.
@@ -86,6 +88,8 @@ pub(super) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
         (None, Some(whole)) => whole.clamp(WANTED.into(), u32::MAX.into()) as u32,
         (None, None) => WANTED,
     };
+    let grain = u32::try_from(demand.grain).unwrap_or(u32::MAX);
+    let (wanted, least) = (wanted.max(grain), LEAST.max(grain));
     let mut last = None;
     for grain in grains(demand.mode) {
         let (mut tile, mut workers) = (wanted, demand.threads.max(1));
@@ -94,8 +98,8 @@ pub(super) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
             if plan.total() <= limit {
                 return Ok(plan);
             }
-            let can_shrink = demand.tile.is_none() && tile > LEAST;
-            let smaller = (tile / 2).max(LEAST.min(wanted));
+            let can_shrink = demand.tile.is_none() && tile > least;
+            let smaller = (tile / 2).max(least.min(wanted));
             if can_shrink && (tile > WANTED / 8 || workers == 1) {
                 tile = smaller;
             } else if workers > 1 {
@@ -183,6 +187,7 @@ mod tests {
             state_bytes: experts << 20,
             catalog_bytes: 1 << 20,
             whole: None,
+            grain: 1,
             threads: 2,
             tile: None,
         }

@@ -14,6 +14,9 @@ pub mod tied;
 mod tiles;
 mod units;
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use safetensors::Dtype;
 
 pub use align::{Inputs, Part};
@@ -23,12 +26,12 @@ pub use reading::{Grain, Mode};
 pub use select::Selection;
 pub use summary::{PassSummary, PlanSummary};
 pub use tiles::{Tile, tiles};
-pub use units::{Unit, layer};
+pub use units::{Positions, Unit, layer};
 
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
-use crate::method::Method;
-use crate::recipe::{OutputDtype, Recipe, Scope};
+use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
+use crate::recipe::{OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
 
 /// What is done with a run of elements.
@@ -48,7 +51,7 @@ pub enum Action {
 /// Where a run of elements lies in one checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
-    /// 0 for the base, then the experts in recipe order.
+    /// Its position among [`Inputs::catalogs`].
     pub checkpoint: u32,
     /// Index among the files of all checkpoints.
     pub file: u32,
@@ -69,8 +72,12 @@ pub struct Segment {
     pub action: Action,
     /// Number of elements; bytes for [`Action::Copy`].
     pub elements: u64,
-    /// The base, then the experts where they matter.
+    /// For [`Action::Merge`] all checkpoints in order; else the donor, and those that must agree with it.
     pub sources: Box<[SourceRef]>,
+    /// Elements that must meet in one block, see [`Method::grain`]; 1 if nothing is merged.
+    pub grain: u64,
+    /// Its place among the segments of its unit.
+    pub place: u32,
     /// Output type, and its bytes per element (1 for [`Action::Copy`]).
     pub out: Float,
     /// Bytes per output element.
@@ -82,6 +89,14 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Elements of a tile of at most `most`: whole blocks, if they have a grain, and at least one.
+    pub fn tile(&self, most: u32) -> u64 {
+        match self.grain {
+            0 | 1 => u64::from(most),
+            grain => (u64::from(most) / grain * grain).max(grain),
+        }
+    }
+
     /// Bytes per element in source `i`.
     pub fn source_size(&self, i: usize) -> u64 {
         match self.action {
@@ -114,8 +129,12 @@ pub enum Run {
 
 /// The plan of a merge.
 pub struct Plan {
-    /// Names by which checkpoints are called in messages: the base, then the experts.
+    /// The method with its parameters, for people.
+    pub method: String,
+    /// Names by which checkpoints are called in messages: the base, if there is one, then the models.
     pub labels: Vec<String>,
+    /// Whether the first checkpoint is the base.
+    pub has_base: bool,
     /// The output's tensors.
     pub tensors: Vec<OutTensor>,
     /// The output's shards.
@@ -144,6 +163,9 @@ pub enum PlanError {
     /// The checkpoints do not fit together.
     #[error("{0}")]
     Inconsistent(Problems),
+    /// A parameter does not fit some tensor.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// A pattern is not a glob.
     #[error("`{pattern}` is not a valid tensor-name pattern: {reason}")]
     Pattern {
@@ -209,12 +231,18 @@ impl Plan {
         let alignment = align::align(recipe, inputs, &selection)?;
         let tensors = out_tensors(recipe, inputs, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
-        let segments = segments(&alignment, &tensors, &layout);
-        let merged = segments.iter().enumerate().filter(|(_, s)| s.action == Action::Merge);
-        let named = merged.map(|(i, s)| (i as u32, &*tensors[s.tensor as usize].name, s.elements));
-        let units = units::units(recipe.scope, named);
+        let mut segments = segments(&alignment, &tensors, &layout);
+        let views = views(recipe, &segments, &tensors)?;
+        let units = units::units(recipe.scope, recipe.models.len(), views.into_iter());
         if units.is_empty() {
             return Err(PlanError::Nothing);
+        }
+        for (tensor, place, &segment) in units.iter().flat_map(|unit| {
+            let placed = unit.view.tensors.iter().zip(0..).zip(&unit.segments);
+            placed.map(|((tensor, place), segment)| (tensor, place, segment))
+        }) {
+            let segment = &mut segments[segment as usize];
+            (segment.grain, segment.place) = (method.grain(tensor).max(1), place);
         }
         let demand = demand(recipe, inputs, &segments, &units, method, means);
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
@@ -223,6 +251,8 @@ impl Plan {
         warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
         warnings.extend(layout.warnings.iter().cloned());
         Ok(Self {
+            method: recipe.describe(),
+            has_base: inputs.has_base,
             labels: inputs.labels.clone(),
             tensors,
             layout,
@@ -235,6 +265,30 @@ impl Plan {
             extra: alignment.extra,
             warnings,
         })
+    }
+
+    /// Names of the models besides the base.
+    pub fn experts(&self) -> &[String] {
+        &self.labels[usize::from(self.has_base)..]
+    }
+
+    /// What the method is told about a unit.
+    pub fn view(&self, unit: u32) -> &Arc<UnitView> {
+        &self.units[unit as usize].view
+    }
+
+    /// A number of elements of the listed segments, laid end to end, rounded down so that the last one
+    /// does not lie amid a grain.
+    pub fn aligned(&self, segments: &[u32], elements: u64) -> u64 {
+        let mut before = 0;
+        for &s in segments {
+            let segment = &self.segments[s as usize];
+            if before + segment.elements > elements {
+                return before + (elements - before) / segment.grain * segment.grain;
+            }
+            before += segment.elements;
+        }
+        elements
     }
 
     /// Segments of a unit.
@@ -276,7 +330,7 @@ fn out_tensors(recipe: &Recipe, inputs: &Inputs, alignment: &Alignment) -> Vec<O
         OutputDtype::F32 => Some(Dtype::F32),
     };
     let tensor = |aligned: &align::Aligned| {
-        let base = &inputs.base.tensors[aligned.base];
+        let base = &inputs.donor().tensors[aligned.index];
         let copied = matches!(aligned.parts[..], [Part { action: Action::Copy { .. }, .. }]);
         let dtype = match (&base.dtype, wanted) {
             (DType::Known(_), Some(wanted)) if !copied => DType::Known(wanted),
@@ -307,6 +361,8 @@ fn segments(alignment: &Alignment, tensors: &[OutTensor], layout: &Layout) -> Ve
                     action: part.action,
                     elements: part.elements,
                     sources: part.sources.clone().into(),
+                    grain: 1,
+                    place: 0,
                     out,
                     out_size,
                     shard: shard as u32,
@@ -320,6 +376,30 @@ fn segments(alignment: &Alignment, tensors: &[OutTensor], layout: &Layout) -> Ve
     segments
 }
 
+/// The tensors that are merged, with their parameters; equal parameters are stored once.
+fn views(
+    recipe: &Recipe,
+    segments: &[Segment],
+    tensors: &[OutTensor],
+) -> Result<Vec<(u32, TensorView)>, RecipeError> {
+    let positions = Positions::new(tensors.iter().map(|tensor| &*tensor.name));
+    let mut known: HashMap<String, Arc<Values>> = HashMap::new();
+    let mut views = Vec::new();
+    for (i, segment) in (0..).zip(segments).filter(|(_, s)| s.action == Action::Merge) {
+        let tensor = &tensors[segment.tensor as usize];
+        let place = Place { tensor: &tensor.name, t: positions.of(&tensor.name) };
+        let values = recipe.values(place)?;
+        let values = known.entry(format!("{values:?}")).or_insert_with(|| Arc::new(values)).clone();
+        let mut shape: Box<[u64]> = (*tensor.shape).into();
+        if let [rows, row @ ..] = &mut *shape {
+            *rows = segment.elements / row.iter().product::<u64>().max(1);
+        }
+        let (name, elements) = (Arc::from(&*tensor.name), segment.elements);
+        views.push((i, TensorView { name, shape, elements, first: 0, values }));
+    }
+    Ok(views)
+}
+
 fn demand(
     recipe: &Recipe,
     inputs: &Inputs,
@@ -330,16 +410,22 @@ fn demand(
 ) -> budget::Demand {
     let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
     let single = units.iter().filter(|u| u.segments.len() == 1);
-    let largest = units.iter().map(|u| u.elements).max().unwrap_or(0);
+    let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
+    let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
+    // Blocks of a grain larger than the usual block.
+    let block = (block_len(grain) - crate::method::BLOCK) as u64;
     let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
     budget::Demand {
         mode: means.mode,
         inputs: inputs.labels.len() as u64,
         input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
         output_bytes: widest(|s| u64::from(s.out_size)),
-        state_bytes: method.state_bytes(largest),
-        catalog_bytes: tensors as u64 * 320,
-        whole: (recipe.scope != Scope::Model).then(|| single.map(|u| u.elements).max()).flatten(),
+        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2),
+        catalog_bytes: tensors as u64 * 320 + segments.len() as u64 * 160,
+        whole: (recipe.scope != Scope::Model)
+            .then(|| single.map(|u| u.view.elements).max())
+            .flatten(),
+        grain,
         threads: means.threads,
         tile: means.tile,
     }
@@ -355,7 +441,7 @@ fn runs(segments: &[Segment], units: &[Unit], tile: u32) -> Vec<Run> {
         runs.push(Run::Copies(copies));
     }
     for (i, unit) in units.iter().enumerate() {
-        let whole = unit.segments.len() == 1 && unit.elements <= u64::from(tile);
+        let whole = unit.segments.len() == 1 && unit.view.elements <= u64::from(tile);
         match (whole, runs.last_mut()) {
             (true, Some(Run::Whole(run))) => run.push(i as u32),
             (true, _) => runs.push(Run::Whole(vec![i as u32])),

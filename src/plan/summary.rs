@@ -34,8 +34,10 @@ pub struct ShardSummary {
 pub struct PlanSummary {
     /// The method with its parameters.
     pub method: String,
-    /// Base, then experts, by display name.
-    pub inputs: Vec<String>,
+    /// The base by display name, if there is one.
+    pub base: Option<String>,
+    /// The models besides it.
+    pub experts: Vec<String>,
     /// Tensors that are merged.
     pub merged_tensors: usize,
     /// Their elements.
@@ -84,10 +86,11 @@ impl PlanSummary {
             .map(|tensor| plan.tensors[tensor as usize].name.to_string())
             .collect();
         Self {
-            method: method.describe(),
-            inputs: plan.labels.clone(),
+            method: plan.method.clone(),
+            base: plan.has_base.then(|| plan.labels[0].clone()),
+            experts: plan.experts().to_vec(),
             merged_tensors: merged.len(),
-            merged_parameters: plan.units.iter().map(|u| u.elements).sum(),
+            merged_parameters: plan.units.iter().map(|u| u.view.elements).sum(),
             copied_tensors: copied,
             missing: plan.missing.clone(),
             extra: plan.extra.clone(),
@@ -152,7 +155,7 @@ fn passes(plan: &Plan, method: &dyn Method) -> Vec<PassSummary> {
             }
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
-                let names = method.passes(plan.units[*unit as usize].elements);
+                let names = method.passes(plan.view(*unit));
                 for (i, name) in names.iter().enumerate() {
                     let writes = i + 1 == names.len();
                     add(

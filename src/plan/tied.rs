@@ -61,7 +61,7 @@ pub fn candidates(inputs: &Inputs) -> Vec<Candidate> {
     for name in SHARED {
         consider(name, "shared.weight");
     }
-    if inputs.base.config.as_ref().is_some_and(tied_by_config) {
+    if inputs.donor().config.as_ref().is_some_and(tied_by_config) {
         let named = |ends: &'static [&'static str]| {
             inputs
                 .catalogs()
@@ -90,8 +90,7 @@ pub fn pair<'a>(
 
 /// Applies a decision to the catalogs, so that matching by name does the rest.
 pub fn apply(inputs: &mut Inputs, tie: &Tie) {
-    let Inputs { base, experts, .. } = inputs;
-    for catalog in std::iter::once(base).chain(experts) {
+    for catalog in &mut inputs.catalogs {
         match tie {
             Tie::Alias(candidate) => catalog.tensors.retain(|t| *t.name != *candidate.name),
             Tie::Untied(candidate) => lend(catalog, candidate),

@@ -16,7 +16,8 @@ pub struct Tile {
 }
 
 /// Cuts the elements `range` of the listed segments, laid end to end, into tiles of at most `most`
-/// elements, in order. No tile reaches over a segment's end.
+/// elements, in order. No tile reaches over a segment's end, and none begins amid a grain of its
+/// segment if `range` does not.
 pub fn tiles<'a>(
     segments: &'a [Segment],
     listed: &'a [u32],
@@ -29,9 +30,10 @@ pub fn tiles<'a>(
         let first = range.start.saturating_sub(before).min(total);
         let last = range.end.saturating_sub(before).min(total);
         before += total;
-        (0..last.saturating_sub(first).div_ceil(u64::from(most))).map(move |k| {
-            let start = first + k * u64::from(most);
-            Tile { segment, start, elements: (last - start).min(u64::from(most)) as u32 }
+        let step = segments[segment as usize].tile(most);
+        (0..last.saturating_sub(first).div_ceil(step)).map(move |k| {
+            let start = first + k * step;
+            Tile { segment, start, elements: (last - start).min(step) as u32 }
         })
     })
 }

@@ -2,40 +2,79 @@
 
 use std::collections::HashMap;
 
-use crate::recipe::Scope;
+use std::sync::Arc;
+
+use crate::method::{Scope, TensorView, UnitView};
 
 /// The elements that are merged together: the whole model, one layer, or one tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
-    /// `model`, a layer's prefix such as `model.layers.3`, or a tensor's name.
-    pub name: String,
-    /// Number of elements.
-    pub elements: u64,
-    /// Indices of the unit's segments, in output order.
+    /// What the method is told about it.
+    pub view: Arc<UnitView>,
+    /// Indices of the unit's segments, in output order: one for each tensor of the view.
     pub segments: Vec<u32>,
 }
 
-/// Groups segments, given as (index, tensor name, elements) in output order.
-pub(super) fn units<'a>(
+/// Groups segments, given as (index, tensor) in output order. `experts` is the number of rows.
+pub(super) fn units(
     scope: Scope,
-    segments: impl Iterator<Item = (u32, &'a str, u64)>,
+    experts: usize,
+    segments: impl Iterator<Item = (u32, TensorView)>,
 ) -> Vec<Unit> {
-    let mut units: Vec<Unit> = Vec::new();
+    let mut units: Vec<(UnitView, Vec<u32>)> = Vec::new();
     let mut by_name: HashMap<String, usize> = HashMap::new();
-    for (segment, tensor, elements) in segments {
+    for (segment, tensor) in segments {
         let name = match scope {
             Scope::Model => "model",
-            Scope::Layer => layer(tensor).unwrap_or(tensor),
-            Scope::Tensor => tensor,
+            Scope::Layer => layer(&tensor.name).unwrap_or(&tensor.name),
+            Scope::Tensor => &tensor.name,
         };
         let at = *by_name.entry(name.to_owned()).or_insert_with(|| {
-            units.push(Unit { name: name.to_owned(), elements: 0, segments: Vec::new() });
+            let name = name.to_owned();
+            units.push((UnitView { name, elements: 0, experts, tensors: Vec::new() }, Vec::new()));
             units.len() - 1
         });
-        units[at].elements += elements;
-        units[at].segments.push(segment);
+        let (view, listed) = &mut units[at];
+        let first = view.elements;
+        view.elements += tensor.elements;
+        view.tensors.push(TensorView { first, ..tensor });
+        listed.push(segment);
     }
-    units
+    units.into_iter().map(|(view, segments)| Unit { view: Arc::new(view), segments }).collect()
+}
+
+/// Positions of tensors along the layers: 0 in the first, 1 in the last.
+///
+/// Layers are found in the names: those that agree up to the first component that is a number are
+/// counted together, so that a model with two stacks has two runs from 0 to 1.
+pub struct Positions<'a>(HashMap<&'a str, u64>);
+
+impl<'a> Positions<'a> {
+    /// Looks at the names of all tensors.
+    pub fn new(tensors: impl Iterator<Item = &'a str>) -> Self {
+        let mut last: HashMap<&str, u64> = HashMap::new();
+        for (stack, index) in tensors.filter_map(numbered) {
+            let last = last.entry(stack).or_default();
+            *last = index.max(*last);
+        }
+        Self(last)
+    }
+
+    /// The position of a tensor; 0 outside layers, 1 where there is but one layer.
+    pub fn of(&self, tensor: &str) -> f64 {
+        let Some((stack, index)) = numbered(tensor) else { return 0.0 };
+        match self.0.get(stack) {
+            Some(&last) if last > 0 => index as f64 / last as f64,
+            _ => 1.0,
+        }
+    }
+}
+
+/// The stack of layers and the number of the layer that a tensor belongs to.
+fn numbered(tensor: &str) -> Option<(&str, u64)> {
+    let layer = layer(tensor)?;
+    let (stack, number) = layer.rsplit_once('.').unwrap_or(("", layer));
+    Some((stack, number.parse().ok()?))
 }
 
 /// The layer that a tensor belongs to: its name up to the first component that is a number.
@@ -76,12 +115,18 @@ mod tests {
     fn groups_by_scope_in_output_order() {
         let tensors =
             [(0, "embed", 10), (1, "l.0.a", 3), (2, "l.1.a", 4), (3, "l.0.b", 5), (4, "l.1.b", 6)];
+        let tensors = tensors.map(|(at, name, elements)| {
+            let view = UnitView::array(name, elements, crate::method::Values::new(2));
+            (at, view.tensors[0].clone())
+        });
         let sizes = |scope| {
-            units(scope, tensors.into_iter())
+            units(scope, 2, tensors.clone().into_iter())
                 .into_iter()
-                .map(|u| (u.name, u.elements, u.segments))
+                .map(|u| (u.view.name.clone(), u.view.elements, u.segments))
                 .collect::<Vec<_>>()
         };
+        let layer = &units(Scope::Layer, 2, tensors.clone().into_iter())[1].view;
+        assert_eq!(layer.tensors.iter().map(|t| t.first).collect::<Vec<_>>(), [0, 3]);
         assert_eq!(sizes(Scope::Model), [("model".into(), 28, vec![0, 1, 2, 3, 4])]);
         assert_eq!(
             sizes(Scope::Layer),
@@ -92,5 +137,21 @@ mod tests {
             ]
         );
         assert_eq!(sizes(Scope::Tensor).len(), 5);
+    }
+
+    #[test]
+    fn positions_run_from_the_first_layer_to_the_last() {
+        let names = ["embed", "m.layers.0.a", "m.layers.4.a", "v.blocks.0.x", "head"];
+        let positions = Positions::new(names.into_iter());
+        for (name, t) in [
+            ("embed", 0.0),
+            ("head", 0.0),
+            ("m.layers.0.b", 0.0),
+            ("m.layers.1.b", 0.25),
+            ("m.layers.4.b", 1.0),
+            ("v.blocks.0.x", 1.0),
+        ] {
+            assert_eq!(positions.of(name), t, "{name}");
+        }
     }
 }

@@ -4,36 +4,45 @@
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
 pub mod mergekit;
-mod method;
+mod parameters;
+mod setting;
 mod settings;
 mod suggest;
 mod yaml;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-pub use method::{Method, PcbOptions};
+use crate::method::Value;
+use crate::method::registry::{self, BaseUse, Entry};
+
+pub use crate::method::Scope;
+pub use parameters::{Parameters, Place};
+pub use setting::{Filtered, Setting};
 pub use settings::{Failpoint, IoRequest, Settings, Stop};
 pub use suggest::suggestion;
 
-/// An expert and its scale.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Expert {
+/// A model that is merged, with its own parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
     /// Its checkpoint.
     pub path: PathBuf,
-    /// Factor of its part in the merged task vector.
-    pub lambda: f64,
+    /// What it sets itself.
+    pub parameters: Parameters,
 }
 
-/// Over what statistics are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// The whole model, as in the papers.
-    #[default]
-    Model,
-    /// Each layer; tensors outside layers by themselves.
-    Layer,
-    /// Each tensor.
-    Tensor,
+impl Model {
+    /// A model without parameters of its own.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), parameters: Parameters::default() }
+    }
+
+    /// The same with one parameter set to a number.
+    #[must_use]
+    pub fn with(mut self, parameter: &str, number: f64) -> Self {
+        self.parameters.set(parameter, Setting::number(number));
+        self
+    }
 }
 
 /// The element type of merged tensors.
@@ -118,14 +127,18 @@ words! {
 /// Everything that decides the bytes of an output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
-    /// The base checkpoint.
-    pub base: PathBuf,
-    /// The experts; sums run in this order.
-    pub experts: Vec<Expert>,
-    /// The method and its parameters.
-    pub method: Method,
+    /// The base checkpoint. Where the method sees a base as one more model, it is one of `models`.
+    pub base: Option<PathBuf>,
+    /// The models besides the base; sums run in this order.
+    pub models: Vec<Model>,
+    /// The method.
+    pub method: &'static Entry,
+    /// Parameters for all models.
+    pub parameters: Parameters,
     /// Over what statistics are taken.
     pub scope: Scope,
+    /// The seed of random methods.
+    pub seed: u64,
     /// Patterns of tensors to merge; none means all.
     pub include: Vec<String>,
     /// Patterns of tensors to take from the base.
@@ -192,12 +205,14 @@ pub enum RecipeError {
 
 impl Recipe {
     /// A recipe with all defaults.
-    pub fn new(base: PathBuf, experts: Vec<Expert>) -> Self {
+    pub fn new(method: &'static Entry, base: Option<PathBuf>, models: Vec<Model>) -> Self {
         Self {
             base,
-            experts,
-            method: Method::default(),
-            scope: Scope::default(),
+            models,
+            method,
+            parameters: Parameters::default(),
+            scope: method.scopes.first().copied().unwrap_or_default(),
+            seed: 0,
             include: Vec::new(),
             exclude: Vec::new(),
             dtype: OutputDtype::default(),
@@ -208,6 +223,86 @@ impl Recipe {
             lenient: false,
             count_aliases: false,
             copy_code: false,
+        }
+    }
+
+    /// The method of that name, in the dialect named or its default one.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`] with what is known and what was probably meant.
+    pub fn method(name: &str, dialect: Option<&str>) -> Result<&'static Entry, RecipeError> {
+        if let Some(entry) = registry::find(name, dialect) {
+            return Ok(entry);
+        }
+        let (key, typed, known): (_, _, Vec<&str>) = match (registry::find(name, None), dialect) {
+            (Some(_), Some(dialect)) => {
+                let dialects = registry::ENTRIES.iter().filter(|entry| entry.name == name);
+                ("dialect", dialect, dialects.filter_map(|entry| entry.dialect).collect())
+            }
+            _ => ("method", name, registry::names().collect()),
+        };
+        let meant = suggestion(typed, known.iter().copied());
+        let hint = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        let known = match known.len() {
+            0 => format!("{name} has only one"),
+            _ => format!("known: {}", known.join(", ")),
+        };
+        let reason = format!("{typed:?} is unknown; {known}{hint}");
+        Err(RecipeError::Value { key: key.to_owned(), reason })
+    }
+
+    /// Whether experts are seen relative to a base.
+    pub fn has_base(&self) -> bool {
+        self.base.is_some() && self.method.base != BaseUse::Model
+    }
+
+    /// All checkpoints: the base first, if experts are seen relative to it, then the models.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Path> {
+        let base = self.base.as_deref().filter(|_| self.has_base());
+        base.into_iter().chain(self.models.iter().map(|model| model.path.as_path()))
+    }
+
+    /// The checkpoint that lends config, tokenizer and tensors that are not merged: the base, else the
+    /// first model. An index into [`Recipe::checkpoints`].
+    pub fn donor(&self) -> usize {
+        let base = self.base.as_deref();
+        self.checkpoints().position(|path| Some(path) == base).unwrap_or(0)
+    }
+
+    /// The method with the parameters that all models share, e.g. `pcb, variant a, keep 0.1`.
+    pub fn describe(&self) -> String {
+        let dialect = self.method.dialect.map_or_else(String::new, |d| format!(" ({d})"));
+        let mut text = format!("{}{dialect}", self.method.name);
+        for parameter in self.method.parameters {
+            let preset = match parameter.preset {
+                registry::Preset::Required => None,
+                registry::Preset::Number(number) => Some(number.to_string()),
+                registry::Preset::Flag(flag) => Some(flag.to_string()),
+                registry::Preset::Word(word) => Some(word.to_owned()),
+            };
+            let given = self.parameters.get(parameter.name).map(ToString::to_string);
+            let shown = given.or_else(|| preset.filter(|_| parameter.per != registry::Per::Model));
+            if let Some(value) = shown {
+                let _infallible = write!(text, ", {} {value}", parameter.name);
+            }
+        }
+        if self.method.random {
+            let _infallible = write!(text, ", seed {}", self.seed);
+        }
+        text
+    }
+
+    /// The fraction of elements that is asked to be kept of every expert, if it is one number.
+    pub fn kept(&self) -> Option<f64> {
+        let parameter = ["keep", "density"].iter().find_map(|name| self.method.parameter(name))?;
+        let own = |model: &Model| model.parameters.get(parameter.name).is_some();
+        if self.models.iter().any(own) {
+            return None;
+        }
+        match (self.parameters.get(parameter.name), parameter.preset) {
+            (Some(Setting::One(Value::Number(number))), _) => Some(*number),
+            (None, registry::Preset::Number(number)) => Some(number),
+            _ => None,
         }
     }
 
@@ -230,39 +325,83 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Value`] for values that cannot be used.
     pub fn validate(&self) -> Result<Vec<String>, RecipeError> {
-        let value = |key: &str, reason: &str| {
-            Err(RecipeError::Value { key: key.to_owned(), reason: reason.to_owned() })
-        };
-        if self.experts.is_empty() {
-            return value("--expert", "at least one is needed");
-        }
+        let value =
+            |key: &str, reason: String| Err(RecipeError::Value { key: key.to_owned(), reason });
+        let name = self.method.name;
         if self.shard_size == 0 {
-            return value("--shard-size", "must be above 0");
+            return value("--shard-size", "must be above 0".to_owned());
         }
-        let mut warnings = self.method.validate()?;
-        for (i, expert) in self.experts.iter().enumerate() {
-            let shown = expert.path.display();
-            if !expert.lambda.is_finite() {
-                return value("lambda", &format!("{} is not a finite number", expert.lambda));
-            }
-            if expert.path == self.base {
+        if !self.method.scopes.contains(&self.scope) {
+            let known: Vec<&str> = self.method.scopes.iter().map(|scope| scope.word()).collect();
+            let reason = format!("{name} works in scope {} only", known.join(" or "));
+            return value("scope", reason);
+        }
+        self.check_models()?;
+        let mut warnings = self.check_parameters()?;
+        if self.seed != 0 && !self.method.random {
+            warnings.push(format!("{name} draws no random numbers; the seed has no effect"));
+        }
+        for (i, model) in self.models.iter().enumerate() {
+            let shown = model.path.display();
+            if self.has_base() && Some(&model.path) == self.base.as_ref() {
                 warnings.push(format!("{shown} is the base itself: its task vector is zero"));
             }
-            if self.experts[..i].iter().any(|other| other.path == expert.path) {
+            if self.models[..i].iter().any(|other| other.path == model.path) {
                 warnings.push(format!("{shown} is given more than once"));
-            }
-            let range = self.method.usual_lambda();
-            if !range.contains(&expert.lambda) {
-                warnings.push(format!(
-                    "lambda {} of {shown} is unusual for {}: the merged task vector has the scale \
-                     of one expert, and {} to {} is common",
-                    expert.lambda,
-                    self.method.name(),
-                    range.start(),
-                    range.end()
-                ));
             }
         }
         Ok(warnings)
+    }
+
+    fn check_models(&self) -> Result<(), RecipeError> {
+        let value =
+            |key: &str, reason: String| Err(RecipeError::Value { key: key.to_owned(), reason });
+        let name = self.method.name;
+        match (self.method.base, &self.base) {
+            (BaseUse::Required, None) => {
+                return value(
+                    "base",
+                    format!(
+                        "{name} needs one: the checkpoint that all models were fine-tuned from"
+                    ),
+                );
+            }
+            (BaseUse::Model, Some(base)) if !self.models.iter().any(|m| m.path == *base) => {
+                return value(
+                    "base",
+                    format!(
+                        "{name} sees a base as one more model; list {} among the models, or leave it out",
+                        base.display()
+                    ),
+                );
+            }
+            _ => {}
+        }
+        let (least, most) = (*self.method.models.start(), *self.method.models.end());
+        let count = self.models.len();
+        if count < least || count > most {
+            let wanted = match (least, most) {
+                (1, usize::MAX) => "at least one is needed".to_owned(),
+                (least, usize::MAX) => format!("{name} needs at least {least}"),
+                (least, most) if least == most => format!("{name} takes exactly {least}"),
+                (least, most) => format!("{name} takes {least} to {most}"),
+            };
+            let besides = if self.has_base() { " besides the base" } else { "" };
+            return value("--expert", format!("{wanted}{besides}; {count} given"));
+        }
+        if !self.has_base() {
+            let keys = [
+                ("missing", self.missing == Missing::Base),
+                ("vocab", self.vocab == Vocab::Common),
+                ("nonfinite", self.nonfinite == NonFinite::Base),
+            ];
+            if let Some((key, _)) = keys.into_iter().find(|(_, asked)| *asked) {
+                return value(
+                    key,
+                    format!("this asks for the base's values, and {name} has no base here"),
+                );
+            }
+        }
+        Ok(())
     }
 }

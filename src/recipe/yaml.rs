@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_saphyr::Spanned;
 
 use super::{
-    Expert, Method, OutputDtype, PcbOptions, Recipe, RecipeError, SHARD_SIZE, Words, suggestion,
+    Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Words, suggestion,
 };
-use crate::method::pcb::Variant;
+use crate::method::registry::BaseUse;
+use crate::method::{Scope, Value};
 
 /// No recipe is larger.
 const MAX_BYTES: u64 = 1 << 20;
@@ -18,10 +20,10 @@ const MAX_BYTES: u64 = 1 << 20;
 #[serde(deny_unknown_fields)]
 struct Document {
     merge_method: String,
-    base_model: Option<Model>,
+    base_model: Option<Reference>,
     models: Option<Vec<Entry>>,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: Given,
     dtype: Option<String>,
     out_dtype: Option<String>,
     #[serde(default)]
@@ -49,30 +51,41 @@ struct Document {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    model: Model,
+    model: Reference,
     #[serde(default)]
-    parameters: ModelParameters,
+    parameters: Given,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct ModelParameters {
-    lambda: Option<Scalar>,
-}
+/// Parameters as they stand in the file, each with its line.
+#[derive(Default)]
+struct Given(Vec<(String, u64, Setting)>);
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct Parameters {
-    variant: Option<String>,
-    keep: Option<Scalar>,
-    scope: Option<String>,
-    lambda: Option<Scalar>,
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Given;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("parameters by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Given, A::Error> {
+                let mut given = Vec::new();
+                while let Some((name, setting)) = map.next_entry::<String, Spanned<Setting>>()? {
+                    given.push((name, setting.referenced.line(), setting.value));
+                }
+                Ok(Given(given))
+            }
+        }
+        deserializer.deserialize_map(Map)
+    }
 }
 
 /// `path`, or `{model: path}`.
-struct Model(String);
+struct Reference(String);
 
-impl<'de> Deserialize<'de> for Model {
+impl<'de> Deserialize<'de> for Reference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -112,9 +125,7 @@ impl<'de> Deserialize<'de> for Scalar {
             Ok(Form::Whole(number)) => Ok(Self(number.to_string())),
             Ok(Form::Number(number)) => Ok(Self(number.to_string())),
             Ok(Form::Word(word)) => Ok(Self(word)),
-            Err(_) => Err(D::Error::custom(
-                "one value is expected; gradients and filters are not supported by reflow",
-            )),
+            Err(_) => Err(D::Error::custom("a number or a word is expected")),
         }
     }
 }
@@ -169,10 +180,6 @@ impl Reader<'_> {
     }
 
     fn refuse_unsupported(&self, document: &Document) -> Result<(), RecipeError> {
-        let method = document.merge_method.as_str();
-        if method != "pcb" {
-            return Err(self.unsupported(format!("merge_method: {method}"), "the method is pcb"));
-        }
         let keys = [
             ("slices", document.slices.is_some(), "list whole models under `models`"),
             ("modules", document.modules.is_some(), "list whole models under `models`"),
@@ -191,29 +198,37 @@ impl Reader<'_> {
     }
 
     fn recipe(&self, document: Document) -> Result<Recipe, RecipeError> {
-        let base = document.base_model.ok_or_else(|| self.malformed("`base_model` is missing"))?;
-        let base = self.model(base)?;
-        let common = document.parameters;
-        let lambda = self.number("lambda", common.lambda)?.unwrap_or(1.0);
-        let mut experts = Vec::new();
-        for entry in document.models.ok_or_else(|| self.malformed("`models` is missing"))? {
+        let mut common = document.parameters;
+        let dialect = self.take(&mut common, "dialect")?;
+        let method = Recipe::method(&document.merge_method, dialect.as_deref())
+            .map_err(|error| self.malformed(format!("merge_{error}")))?;
+        let base = document.base_model.map(|base| self.model(base)).transpose()?;
+        let listed = document.models.ok_or_else(|| self.malformed("`models` is missing"))?;
+        let mut recipe = Recipe::new(method, base, Vec::new());
+        if method.base == BaseUse::Required && recipe.base.is_none() {
+            return Err(self.malformed("`base_model` is missing"));
+        }
+        for entry in listed {
             let path = self.model(entry.model)?;
-            let own = self.number("lambda", entry.parameters.lambda)?;
             // mergekit's recipes may list the base among the models.
-            if path == base && own.is_none() {
+            if recipe.has_base() && recipe.base.as_ref() == Some(&path) {
                 continue;
             }
-            experts.push(Expert { path, lambda: own.unwrap_or(lambda) });
+            let parameters = self.parameters(&recipe, entry.parameters)?;
+            recipe.models.push(Model { path, parameters });
         }
-        if experts.is_empty() {
+        if recipe.models.is_empty() {
             return Err(self.malformed("`models` lists no expert"));
         }
-        let mut recipe = Recipe::new(base, experts);
-        recipe.method = Method::Pcb(PcbOptions {
-            variant: self.word("variant", common.variant)?.unwrap_or(Variant::A),
-            keep: self.number("keep", common.keep)?.unwrap_or(0.1),
-        });
-        recipe.scope = self.word("scope", common.scope)?.unwrap_or_default();
+        if let Some(scope) = self.take(&mut common, "scope")? {
+            recipe.scope = self.word::<Scope>("scope", Some(scope))?.unwrap_or_default();
+        }
+        if let Some(seed) = self.take(&mut common, "seed")? {
+            recipe.seed = seed
+                .parse()
+                .map_err(|_| self.malformed(format!("seed: {seed:?} is not a whole number")))?;
+        }
+        recipe.parameters = self.parameters(&recipe, common)?;
         recipe.dtype = match document.out_dtype.or(document.dtype) {
             Some(name) => self.dtype(&name)?,
             None => OutputDtype::Keep,
@@ -236,7 +251,38 @@ impl Reader<'_> {
         Ok(recipe)
     }
 
-    fn model(&self, Model(path): Model) -> Result<PathBuf, RecipeError> {
+    /// Takes a key out of the parameters that decides about the merge as a whole.
+    fn take(&self, given: &mut Given, key: &str) -> Result<Option<String>, RecipeError> {
+        let Some(at) = given.0.iter().position(|(name, ..)| name == key) else { return Ok(None) };
+        let (_, line, setting) = given.0.remove(at);
+        match setting {
+            Setting::One(Value::Word(word)) => Ok(Some(word)),
+            Setting::One(Value::Number(number)) => Ok(Some(number.to_string())),
+            _ => Err(self.malformed(format!(
+                "line {line}: {key} is one word or number for the whole merge"
+            ))),
+        }
+    }
+
+    /// Parameters that the method has, by name.
+    fn parameters(&self, recipe: &Recipe, given: Given) -> Result<Parameters, RecipeError> {
+        let mut parameters = Parameters::default();
+        for (name, line, setting) in given.0 {
+            if recipe.method.parameter(&name).is_none() {
+                let RecipeError::Value { reason, .. } = recipe.unknown(&name) else { continue };
+                return Err(
+                    self.malformed(format!("line {line}: unknown field `{name}`: {reason}"))
+                );
+            }
+            if parameters.get(&name).is_some() {
+                return Err(self.malformed(format!("line {line}: `{name}` is given twice")));
+            }
+            parameters.set(&name, setting);
+        }
+        Ok(parameters)
+    }
+
+    fn model(&self, Reference(path): Reference) -> Result<PathBuf, RecipeError> {
         let local = PathBuf::from(&path);
         if local.exists() {
             return Ok(local);
@@ -253,12 +299,6 @@ impl Reader<'_> {
             );
         }
         Ok(local)
-    }
-
-    fn number(&self, key: &str, value: Option<Scalar>) -> Result<Option<f64>, RecipeError> {
-        let Some(Scalar(text)) = value else { return Ok(None) };
-        let number: Option<f64> = text.trim().parse().ok().filter(|n: &f64| n.is_finite());
-        number.map(Some).ok_or_else(|| self.malformed(format!("{key}: {text:?} is not a number")))
     }
 
     fn word<T: Words>(&self, key: &str, value: Option<String>) -> Result<Option<T>, RecipeError> {
@@ -285,23 +325,29 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     // JSON strings are YAML strings.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let model = |path: &Path| quoted(&name(path));
-    let Method::Pcb(options) = &recipe.method;
-    let mut text = format!("merge_method: pcb\nbase_model: {}\nmodels:\n", model(&recipe.base));
-    for expert in &recipe.experts {
-        let _infallible = write!(
-            text,
-            "  - model: {}\n    parameters: {{lambda: {}}}\n",
-            model(&expert.path),
-            expert.lambda
-        );
+    let mut text = format!("merge_method: {}\n", recipe.method.name);
+    if let Some(base) = &recipe.base {
+        let _infallible = writeln!(text, "base_model: {}", model(base));
     }
-    let _infallible = writeln!(
-        text,
-        "parameters: {{variant: {}, keep: {}, scope: {}}}",
-        options.variant.word(),
-        options.keep,
-        recipe.scope.word()
-    );
+    text.push_str("models:\n");
+    for entry in &recipe.models {
+        let _infallible = writeln!(text, "  - model: {}", model(&entry.path));
+        if !entry.parameters.is_empty() {
+            let _infallible = writeln!(text, "    parameters: {{{}}}", entry.parameters.to_yaml());
+        }
+    }
+    // With the defaults: they may change one day, and this merge will not.
+    let mut common = recipe.parameters.complete(recipe.method);
+    let mut set =
+        |name: &str, word: &str| common.set(name, Setting::One(Value::Word(word.to_owned())));
+    if let Some(dialect) = recipe.method.dialect {
+        set("dialect", dialect);
+    }
+    set("scope", recipe.scope.word());
+    if recipe.method.random {
+        common.set("seed", Setting::One(Value::Word(recipe.seed.to_string())));
+    }
+    let _infallible = writeln!(text, "parameters: {{{}}}", common.to_yaml());
     let mut key = |key: &str, value: String| {
         let _infallible = writeln!(text, "{key}: {value}");
     };
@@ -344,23 +390,23 @@ mod tests {
 
     const SMALL: &str = "merge_method: pcb\nbase_model: b\nmodels:\n  - model: x\n";
 
+    fn pcb(base: &str, models: Vec<Model>) -> Recipe {
+        Recipe::new(Recipe::method("pcb", None).unwrap(), Some(base.into()), models)
+    }
+
     #[test]
     fn defaults_are_filled_in() {
-        let recipe = parsed(SMALL).unwrap();
-        let expert = Expert { path: "x".into(), lambda: 1.0 };
-        assert_eq!(recipe, Recipe::new("b".into(), vec![expert]));
+        assert_eq!(parsed(SMALL).unwrap(), pcb("b", vec![Model::new("x")]));
     }
 
     #[test]
     fn everything_survives_a_round_trip() {
-        let mut recipe = Recipe::new(
-            "dir/base model".into(),
-            vec![
-                Expert { path: "x: y".into(), lambda: 1.25 },
-                Expert { path: "z".into(), lambda: -0.1 },
-            ],
-        );
-        recipe.method = Method::Pcb(PcbOptions { variant: Variant::Paper, keep: 0.05 });
+        let mut models = vec![Model::new("x: y").with("lambda", 1.25), Model::new("z")];
+        let filtered = "[{filter: mlp, value: [-0.1, 2]}, {value: 1}]";
+        models[1].parameters.set("lambda", serde_saphyr::from_str(filtered).unwrap());
+        let mut recipe = pcb("dir/base model", models);
+        recipe.parameters.set("variant", Setting::One(Value::Word("paper".to_owned())));
+        recipe.parameters.set("keep", Setting::number(0.05));
         recipe.scope = Scope::Layer;
         recipe.include = vec!["*.weight".into()];
         recipe.exclude = vec!["*{a,b}*".into(), "\"quoted\"".into()];
@@ -373,7 +419,10 @@ mod tests {
         recipe.count_aliases = true;
         recipe.copy_code = true;
         let text = recipe.to_yaml(|path| path.display().to_string());
-        assert_eq!(parsed(&text).unwrap(), recipe, "{text}");
+        let again = parsed(&text).unwrap();
+        assert_eq!(again.to_yaml(|path| path.display().to_string()), text);
+        recipe.parameters = recipe.parameters.complete(recipe.method);
+        assert_eq!(again, recipe, "{text}");
     }
 
     #[test]
@@ -384,8 +433,9 @@ mod tests {
              dtype: float32\nshard_size: 2GB\n",
         )
         .unwrap();
-        let lambdas: Vec<f64> = recipe.experts.iter().map(|e| e.lambda).collect();
-        assert_eq!(lambdas, [1.5, 2.0]);
+        let values = recipe.values(super::super::Place { tensor: "w", t: 0.0 }).unwrap();
+        assert_eq!(values.each("lambda"), [1.5, 2.0]);
+        assert_eq!(recipe.merge_values().unwrap().number("keep"), 0.1);
         assert_eq!(recipe.dtype, OutputDtype::F16);
         assert_eq!(recipe.shard_size, 2_000_000_000);
     }
@@ -407,11 +457,10 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (text, part) in [
-            (SMALL.replace("pcb", "ties"), "merge_method: ties is not supported"),
+            (SMALL.replace("pcb", "pbc"), "merge_method: \"pbc\" is unknown; known: pcb"),
             (format!("{SMALL}tokenizer_source: union\n"), "`tokenizer_source` is not supported"),
             (format!("{SMALL}slices: []\n"), "`slices` is not supported"),
             (SMALL.replace("model: x", "model: x+lora"), "LoRA"),
-            (format!("{SMALL}parameters: {{keep: [0.1, 0.2]}}\n"), "gradients"),
         ] {
             let error = parsed(&text).unwrap_err();
             assert!(error.contains(part), "{error}");
@@ -421,13 +470,22 @@ mod tests {
     #[test]
     fn bad_values_name_the_key_and_what_is_known() {
         for (line, part) in [
-            ("parameters: {variant: e}", "variant: \"e\" is unknown; known: a, b, c, d, paper"),
-            ("parameters: {keep: lots}", "keep: \"lots\" is not a number"),
             ("dtype: int8", "bfloat16"),
             ("shard_size: 5 parsecs", "shard_size"),
             ("merge_method: pcb", "merge_method"),
         ] {
             let error = parsed(&format!("{SMALL}{line}\n")).unwrap_err();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+        for (line, part) in [
+            ("parameters: {variant: e}", "variant: \"e\" is unknown; known: a, b, c, d, paper"),
+            ("parameters: {keep: lots}", "keep: lots is not a fraction"),
+            ("parameters: {keep: 1.5}", "keep: 1.5 is not a fraction between 0 and 1"),
+            ("parameters: {keep: [0.1, 0.2]}", "no gradient"),
+            ("    parameters: {keep: 0.1}", "it is one for all models"),
+        ] {
+            let recipe = parsed(&format!("{SMALL}{line}\n")).unwrap();
+            let error = recipe.validate().unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");
         }
         assert!(parsed("merge_method: pcb\nmodels: []\n").unwrap_err().contains("base_model"));

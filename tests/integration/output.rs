@@ -137,7 +137,8 @@ fn odd_paths_are_paths() {
     assert_eq!(names.len(), 4, "{names:?}");
     let card = String::from_utf8(open(&dir.path().join("o u t"), "README.md")).unwrap();
     assert!(
-        card.contains("| ex =1.5 ü | 1 |") && card.contains("| ex =1.5 ü (2) | 1.25 |"),
+        card.contains("| ex =1.5 ü | lambda 1 |")
+            && card.contains("| ex =1.5 ü (2) | lambda 1.25 |"),
         "{card}"
     );
 }

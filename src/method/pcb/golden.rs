@@ -7,7 +7,7 @@
 use super::{Pcb, Variant};
 use crate::kernel::Kernels;
 use crate::kernel::pcb::{Bounds, Inter, Scratch};
-use crate::method::{Outcome, run_in_memory};
+use crate::method::{Outcome, UnitView, Values, run_in_memory};
 use crate::testing::golden::{self, Case};
 
 fn variant(name: &str) -> Variant {
@@ -50,13 +50,16 @@ fn scores(case: &Case, taus: &[&[f32]], outcome: &Outcome, kernels: &Kernels) ->
 
 fn check(case: &Case, kernels: &'static Kernels) {
     let name = &case.name;
-    let method = Pcb::new(variant(&case.variant), case.keep, case.lambdas.clone(), kernels);
+    let method = Pcb::new(variant(&case.variant), case.keep, kernels);
     let taus: Vec<Vec<f32>> = (case.experts.iter())
         .map(|expert| expert.iter().zip(&case.base).map(|(x, b)| x - b).collect())
         .collect();
     let taus: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
     let zero = vec![0.0; case.base.len()];
-    let (delta, outcome) = run_in_memory(&method, &zero, &taus).unwrap();
+    let lambdas: Vec<f64> = case.lambdas.iter().map(|&lambda| lambda.into()).collect();
+    let values = Values::new(lambdas.len()).with_each("lambda", &lambdas);
+    let unit = UnitView::array(&case.name, zero.len() as u64, values);
+    let (delta, outcome) = run_in_memory(&method, &unit, &zero, &taus).unwrap();
 
     // In variant d terms of both signs are added, so the error is that of the terms, of which
     // each is at most tanh(1); exp is at most exp(n).

@@ -64,7 +64,7 @@ impl Stage for Map {
             scores,
             &self.bounds,
             &self.cuts,
-            &setup.lambdas,
+            setup.lambdas.get(block.tensor),
             scratch,
             out,
             tallies,

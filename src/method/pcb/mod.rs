@@ -22,7 +22,10 @@ mod tests;
 
 use std::sync::Arc;
 
-use super::{AnyStage, ExpertOutcome, Method, MethodError, Note, Operand};
+use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
+use super::{
+    AnyStage, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, UnitView, Values,
+};
 use crate::kernel::Kernels;
 use crate::kernel::pcb::{Inter, Tally};
 use crate::stats::{Reader, Selector, Writer};
@@ -53,42 +56,108 @@ impl Variant {
             Variant::Paper => "paper",
         }
     }
+
+    /// The variant of that name; `A` for names that are none.
+    pub fn named(name: &str) -> Self {
+        let all = [Variant::A, Variant::B, Variant::C, Variant::D, Variant::Paper];
+        all.into_iter().find(|variant| variant.name() == name).unwrap_or(Variant::A)
+    }
 }
 
-/// PCB with its parameters.
+/// The line of the registry.
+pub static ENTRY: Entry = Entry {
+    name: "pcb",
+    dialect: None,
+    about: "Parameter Competition Balancing: weights from competition scores",
+    source: "arXiv 2410.02396; github.com/duguodong7/pcb-merging",
+    base: BaseUse::Required,
+    models: 1..=usize::MAX,
+    scopes: &[Scope::Model, Scope::Layer, Scope::Tensor],
+    reads: (1, 5),
+    random: false,
+    per_expert: Some("lambda"),
+    parameters: &[
+        Parameter::new(
+            "variant",
+            Per::Merge,
+            Kind::Word(&["a", "b", "c", "d", "paper"]),
+            Preset::Word("a"),
+            "which published definition",
+        ),
+        Parameter::new(
+            "keep",
+            Per::Merge,
+            Kind::OPEN_FRACTION,
+            Preset::Number(0.1),
+            "fraction of elements kept of each expert",
+        )
+        .usually(
+            0.0,
+            0.4,
+            "above 0.4 its advantage is gone, and elements that oppose the other experts are kept",
+        ),
+        Parameter::new(
+            "lambda",
+            Per::Model,
+            Kind::ANY,
+            Preset::Number(1.0),
+            "factor of the expert's part in the merged task vector",
+        )
+        .usually(
+            0.5,
+            3.0,
+            "the merged task vector has the scale of one expert, and 0.5 to 3 is common",
+        ),
+    ],
+    build: |setup| {
+        let variant = Variant::named(setup.values.word("variant"));
+        Box::new(Pcb::new(variant, setup.values.number("keep"), setup.kernels))
+    },
+};
+
+/// PCB with what is the same for all units.
 #[derive(Clone)]
 pub struct Pcb {
-    setup: Arc<Setup>,
+    variant: Variant,
+    keep: f64,
+    kernels: &'static Kernels,
 }
 
-/// What all stages of all units share.
+/// What all stages of a unit share.
 struct Setup {
     variant: Variant,
     keep: f64,
-    lambdas: Vec<f32>,
+    experts: usize,
+    lambdas: PerTensor<Vec<f32>>,
     kernels: &'static Kernels,
 }
 
 impl Pcb {
-    /// PCB for `lambdas.len()` experts, keeping the fraction `keep` of each.
-    pub fn new(variant: Variant, keep: f64, lambdas: Vec<f32>, kernels: &'static Kernels) -> Self {
-        Self { setup: Arc::new(Setup { variant, keep, lambdas, kernels }) }
+    /// PCB that keeps the fraction `keep` of each expert. Its lambdas come with each unit.
+    pub fn new(variant: Variant, keep: f64, kernels: &'static Kernels) -> Self {
+        Self { variant, keep, kernels }
+    }
+
+    fn setup(&self, unit: &UnitView) -> Setup {
+        Setup {
+            variant: self.variant,
+            keep: self.keep,
+            experts: unit.experts,
+            lambdas: unit.each_tensor(|values: &Values| values.each_f32("lambda")),
+            kernels: self.kernels,
+        }
     }
 }
 
 impl Method for Pcb {
-    fn describe(&self) -> String {
-        format!("pcb {}, keep {}", self.setup.variant.name(), self.setup.keep)
-    }
-
     fn operand(&self) -> Operand {
         Operand::TaskVector
     }
 
-    fn passes(&self, elements: u64) -> Vec<&'static str> {
-        let small = elements <= crate::stats::SMALL;
+    fn passes(&self, unit: &UnitView) -> Vec<&'static str> {
+        let small = unit.elements <= crate::stats::SMALL;
         let mut passes = Vec::new();
-        if self.setup.variant == Variant::Paper {
+        if self.variant == Variant::Paper {
             passes.extend(["products", "softmax sums"]);
         } else {
             passes.push("magnitudes");
@@ -104,27 +173,28 @@ impl Method for Pcb {
         passes
     }
 
-    fn state_bytes(&self, elements: u64) -> u64 {
-        let n = self.setup.lambdas.len() as u64;
-        let ranks = if self.setup.variant == Variant::Paper { 1 } else { 2 };
-        let counts = Selector::state_bytes(elements, ranks);
-        let pairs = if self.setup.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
+    fn state_bytes(&self, unit: &UnitView) -> u64 {
+        let n = unit.experts as u64;
+        let ranks = if self.variant == Variant::Paper { 1 } else { 2 };
+        let counts = Selector::state_bytes(unit.elements, ranks);
+        let pairs = if self.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
         let rows = (4 * n + 4) * super::BLOCK as u64 * 4;
         n * counts + rows + pairs * 32
     }
 
-    fn start(&self, elements: u64) -> Result<Box<dyn AnyStage>, MethodError> {
-        let rank = self.setup.threshold_rank(elements)?;
-        Ok(match self.setup.variant {
-            Variant::Paper => Box::new(paper::Products::new(self.setup.clone(), elements, rank)),
-            _ => Box::new(magnitudes::Magnitudes::new(self.setup.clone(), elements, rank)),
+    fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        let setup = Arc::new(self.setup(unit));
+        let rank = setup.threshold_rank(unit.elements)?;
+        Ok(match setup.variant {
+            Variant::Paper => Box::new(paper::Products::new(setup, unit.elements, rank)),
+            _ => Box::new(magnitudes::Magnitudes::new(setup, unit.elements, rank)),
         })
     }
 }
 
 impl Setup {
     fn experts(&self) -> usize {
-        self.lambdas.len()
+        self.experts
     }
 
     /// Fraction of the magnitudes that is clamped at each end.

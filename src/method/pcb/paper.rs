@@ -339,7 +339,7 @@ impl Stage for Map {
                 state.tallies[i].kept += u64::from(*weight > 0.0);
             }
         }
-        let lambdas = &self.beta.setup.lambdas;
+        let lambdas = self.beta.setup.lambdas.get(block.tensor);
         for (e, out) in out.iter_mut().enumerate() {
             let sum = (0..n).fold(0.0, |sum, i| sum + state.weights[i * BLOCK + e]);
             let delta = (0..n).fold(0.0, |delta, i| {

@@ -2,14 +2,34 @@
 
 use proptest::prelude::*;
 
-use super::{Pcb, Variant};
+use std::sync::Arc;
+
+use super::{Pcb, Setup, Variant};
 use crate::kernel;
-use crate::method::{BLOCK, Block, Method, Next, Note, Outcome, run_in_memory};
+use crate::method::{BLOCK, Block, Method, Next, Note, Outcome, UnitView, Values, run_in_memory};
 
 const ALL: [Variant; 5] = [Variant::A, Variant::B, Variant::C, Variant::D, Variant::Paper];
 
-fn pcb(variant: Variant, keep: f64, lambdas: &[f32]) -> Pcb {
-    Pcb::new(variant, keep, lambdas.to_vec(), kernel::select().unwrap())
+/// PCB and the lambdas of its experts.
+struct Case {
+    method: Pcb,
+    lambdas: Vec<f64>,
+}
+
+fn pcb(variant: Variant, keep: f64, lambdas: &[f32]) -> Case {
+    let lambdas = lambdas.iter().map(|&lambda| lambda.into()).collect();
+    Case { method: Pcb::new(variant, keep, kernel::select().unwrap()), lambdas }
+}
+
+impl Case {
+    fn unit(&self, elements: usize) -> Arc<UnitView> {
+        let values = Values::new(self.lambdas.len()).with_each("lambda", &self.lambdas);
+        UnitView::array("unit", elements as u64, values)
+    }
+
+    fn setup(&self) -> Setup {
+        self.method.setup(&self.unit(0))
+    }
 }
 
 /// Task vectors as fine-tuning in bf16 makes them: heavy tails, many zeros, many ties.
@@ -29,21 +49,21 @@ fn taus(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
     (0..n).map(|_| (0..d).map(|_| value()).collect()).collect()
 }
 
-fn merge(method: &Pcb, base: &[f32], taus: &[Vec<f32>]) -> (Vec<f32>, Outcome) {
+fn merge(case: &Case, base: &[f32], taus: &[Vec<f32>]) -> (Vec<f32>, Outcome) {
     let rows: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
-    run_in_memory(method, base, &rows).unwrap()
+    run_in_memory(&case.method, &case.unit(base.len()), base, &rows).unwrap()
 }
 
 /// Like [`merge`], in blocks of the given lengths, dealt to several workers.
 fn merge_in_parts(
-    method: &Pcb,
+    case: &Case,
     base: &[f32],
     taus: &[Vec<f32>],
     cuts: &[usize],
     workers: usize,
 ) -> (Vec<f32>, Outcome) {
     let mut out = vec![0.0; base.len()];
-    let mut stage = method.start(base.len() as u64).unwrap();
+    let mut stage = case.method.start(&case.unit(base.len())).unwrap();
     loop {
         let mut states: Vec<_> = (0..workers).map(|_| stage.empty()).collect();
         let (mut start, mut turn) = (0, 0);
@@ -51,7 +71,8 @@ fn merge_in_parts(
             let len = cuts[turn % cuts.len()].min(base.len() - start);
             let range = start..start + len;
             let rows: Vec<&[f32]> = taus.iter().map(|t| &t[range.clone()]).collect();
-            let block = Block { base: &base[range.clone()], rows: &rows };
+            let (tensor, first) = (0, start as u64);
+            let block = Block { tensor, first, base: &base[range.clone()], rows: &rows };
             let values = if stage.writes() { &mut out[range] } else { &mut [] };
             stage.add(&mut states[(turn * 7 + turn / 3) % workers], &block, values);
             start += len;
@@ -212,20 +233,21 @@ fn overflowing_sums_are_an_error() {
     // 0 * inf would be NaN.
     let rows_with_zero: Vec<&[f32]> = vec![rows[0], rows[1], &[0.0, 0.0, 0.0]];
     let method3 = pcb(Variant::A, 0.5, &[1.0; 3]);
-    assert!(run_in_memory(&method, &[0.0; 3], &rows).is_ok());
-    let error = run_in_memory(&method3, &[0.0; 3], &rows_with_zero).unwrap_err();
+    assert!(run_in_memory(&method.method, &method.unit(3), &[0.0; 3], &rows).is_ok());
+    let error =
+        run_in_memory(&method3.method, &method3.unit(3), &[0.0; 3], &rows_with_zero).unwrap_err();
     assert!(error.to_string().contains("overflows f32"), "{error}");
 }
 
 #[test]
 fn the_index_arithmetic_is_that_of_the_reference() {
-    let setup = pcb(Variant::B, 0.1, &[1.0]).setup;
+    let setup = pcb(Variant::B, 0.1, &[1.0]).setup();
     assert_eq!(setup.clamp_ranks(1), [0, 0]);
     assert_eq!(setup.clamp_ranks(100), [1, 98]);
     assert_eq!(setup.clamp_ranks(12_345), [123, 12_220]);
     assert_eq!(setup.threshold_rank(100).unwrap(), 90);
     // 1 - 0.9 is a little below 0.1 in doubles, and the rank is cut, not rounded.
-    let setup = pcb(Variant::B, 0.9, &[1.0]).setup;
+    let setup = pcb(Variant::B, 0.9, &[1.0]).setup();
     assert_eq!(setup.threshold_rank(10).unwrap(), 0);
-    assert!(pcb(Variant::A, 1e-18, &[1.0]).setup.threshold_rank(10).is_err());
+    assert!(pcb(Variant::A, 1e-18, &[1.0]).setup().threshold_rank(10).is_err());
 }

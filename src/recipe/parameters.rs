@@ -1,0 +1,258 @@
+//! The parameters of a recipe, checked against the registry and evaluated tensor by tensor.
+
+use super::{Recipe, RecipeError, Setting, suggestion};
+use crate::method::registry::{Entry, Kind, Parameter, Per, Preset};
+use crate::method::{Value, Values};
+
+/// Settings by name, in the order in which they were given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters(Vec<(String, Setting)>);
+
+impl Parameters {
+    /// The setting of that name.
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, setting)| setting)
+    }
+
+    /// The same with the defaults of all other parameters of a method, and in its order.
+    pub(super) fn complete(&self, method: &Entry) -> Self {
+        let setting = |parameter: &Parameter| {
+            let given = self.get(parameter.name).cloned();
+            let setting = given.or_else(|| preset(parameter).map(Setting::One))?;
+            Some((parameter.name.to_owned(), setting))
+        };
+        Self(method.parameters.iter().filter_map(setting).collect())
+    }
+
+    /// Sets a parameter, in place of what it was before.
+    pub fn set(&mut self, name: &str, setting: Setting) {
+        self.0.retain(|(n, _)| n != name);
+        self.0.push((name.to_owned(), setting));
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        self.0.iter().map(|(name, setting)| (name.as_str(), setting))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// As YAML on one line.
+    pub(super) fn to_yaml(&self) -> String {
+        let all: Vec<String> =
+            self.iter().map(|(name, setting)| format!("{name}: {setting}")).collect();
+        all.join(", ")
+    }
+}
+
+/// A tensor to evaluate parameters for.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Its name in the output.
+    pub tensor: &'a str,
+    /// Its position: 0 in the first layer, 1 in the last, 0 outside layers.
+    pub t: f64,
+}
+
+impl Recipe {
+    /// The parameters that have one value for the whole merge.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`] for values that do not fit.
+    pub fn merge_values(&self) -> Result<Values, RecipeError> {
+        let mut values = Values::default();
+        for parameter in self.method.parameters.iter().filter(|p| p.per == Per::Merge) {
+            let found = self.parameters.get(parameter.name).and_then(|s| s.at("", 0.0));
+            let value = match found {
+                Some(value) => typed(parameter, &value)?,
+                None => preset(parameter).ok_or_else(|| missing(parameter, "this merge"))?,
+            };
+            values.shared.push((parameter.name, value));
+        }
+        Ok(values)
+    }
+
+    /// The parameters in one tensor: each model's own setting first, then the common one, then the default.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`] for values that do not fit, and required ones that are missing.
+    pub fn values(&self, place: Place<'_>) -> Result<Values, RecipeError> {
+        let mut values = Values::new(self.models.len());
+        let evaluate = |parameter: &'static Parameter, own: Option<&Setting>, who: &str| {
+            let own = own.and_then(|setting| setting.at(place.tensor, place.t));
+            let common = || {
+                let setting = self.parameters.get(parameter.name);
+                setting.and_then(|setting| setting.at(place.tensor, place.t))
+            };
+            match own.or_else(common) {
+                Some(value) => typed(parameter, &value),
+                None => preset(parameter)
+                    .ok_or_else(|| missing(parameter, &format!("{who} in {}", place.tensor))),
+            }
+        };
+        for parameter in self.method.parameters {
+            match parameter.per {
+                Per::Merge => {}
+                Per::Tensor => {
+                    let value = evaluate(parameter, None, "all models")?;
+                    values.shared.push((parameter.name, value));
+                }
+                Per::Model => {
+                    for (expert, model) in values.experts.iter_mut().zip(&self.models) {
+                        let who = model.path.display().to_string();
+                        let value =
+                            evaluate(parameter, model.parameters.get(parameter.name), &who)?;
+                        expert.push((parameter.name, value));
+                    }
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    /// Checks all parameters against the registry; returns what looks suspicious.
+    pub(super) fn check_parameters(&self) -> Result<Vec<String>, RecipeError> {
+        let mut warnings = Vec::new();
+        self.check(&self.parameters, None, &mut warnings)?;
+        for model in &self.models {
+            self.check(&model.parameters, Some(&model.path.display().to_string()), &mut warnings)?;
+        }
+        // Filters may leave gaps, which the tensors' names show: see `values`.
+        for parameter in self.method.parameters.iter().filter(|p| p.preset == Preset::Required) {
+            if self.parameters.get(parameter.name).is_some() {
+                continue;
+            }
+            let lacks = |model: &&super::Model| model.parameters.get(parameter.name).is_none();
+            match (parameter.per, self.models.iter().find(lacks)) {
+                (Per::Model, None) => {}
+                (Per::Model, Some(model)) => {
+                    return Err(missing(parameter, &model.path.display().to_string()));
+                }
+                (Per::Merge | Per::Tensor, _) => return Err(missing(parameter, "this merge")),
+            }
+        }
+        Ok(warnings)
+    }
+
+    fn check(
+        &self,
+        parameters: &Parameters,
+        model: Option<&str>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), RecipeError> {
+        for (name, setting) in parameters.iter() {
+            let Some(parameter) = self.method.parameter(name) else {
+                return Err(self.unknown(name));
+            };
+            let refuse = |reason: String| Err(RecipeError::Value { key: name.to_owned(), reason });
+            if model.is_some() && parameter.per != Per::Model {
+                return refuse(
+                    "it is one for all models; give it under the common parameters".to_owned(),
+                );
+            }
+            if parameter.per == Per::Merge && !matches!(setting, Setting::One(_)) {
+                return refuse(
+                    "it is one for the whole merge: no gradient and no filter".to_owned(),
+                );
+            }
+            for value in setting.values() {
+                let value = typed(parameter, value)?;
+                let (Value::Number(number), Some(((least, most), why))) = (&value, parameter.usual)
+                else {
+                    continue;
+                };
+                if !(least..=most).contains(number) {
+                    let of = model.map_or_else(String::new, |model| format!(" of {model}"));
+                    warnings.push(format!(
+                        "{name} {number}{of} is unusual for {}: {why}",
+                        self.method.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The error about a parameter that the method does not have.
+    pub(super) fn unknown(&self, name: &str) -> RecipeError {
+        let known: Vec<&str> = self.method.parameters.iter().map(|p| p.name).collect();
+        let meant = suggestion(name, known.iter().copied());
+        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean `{meant}`?"));
+        let known = if known.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("known: {}", known.join(", "))
+        };
+        RecipeError::Value {
+            key: name.to_owned(),
+            reason: format!("{} has no such parameter; {known}{meant}", self.method.name),
+        }
+    }
+}
+
+fn missing(parameter: &Parameter, whose: &str) -> RecipeError {
+    let reason = format!("it has no default and is missing for {whose}");
+    RecipeError::Value { key: parameter.name.to_owned(), reason }
+}
+
+fn preset(parameter: &Parameter) -> Option<Value> {
+    match parameter.preset {
+        Preset::Required => None,
+        Preset::Number(number) => Some(Value::Number(number)),
+        Preset::Flag(flag) => Some(Value::Flag(flag)),
+        Preset::Word(word) => Some(Value::Word(word.to_owned())),
+    }
+}
+
+/// The value in the parameter's type. Words that are numbers (`1e-5` is a word to YAML 1.1) or flags
+/// (`yes`) are understood.
+fn typed(parameter: &Parameter, value: &Value) -> Result<Value, RecipeError> {
+    let refuse =
+        |reason: String| Err(RecipeError::Value { key: parameter.name.to_owned(), reason });
+    let shown = match value {
+        Value::Number(number) => number.to_string(),
+        Value::Flag(flag) => flag.to_string(),
+        Value::Word(word) => word.clone(),
+    };
+    let number = match value {
+        Value::Number(number) => Some(*number),
+        Value::Word(word) => word.trim().parse().ok(),
+        Value::Flag(_) => None,
+    };
+    match parameter.kind {
+        Kind::Number { least, most, open } => {
+            let inside =
+                |n: &f64| if open { *n > least && *n < most } else { *n >= least && *n <= most };
+            match number.filter(|number| number.is_finite()) {
+                Some(number) if inside(&number) => Ok(Value::Number(number)),
+                _ if (least, most) == (0.0, 1.0) => {
+                    let example = "0.1 means 10 %";
+                    refuse(format!("{shown} is not a fraction between 0 and 1; {example}"))
+                }
+                None => refuse(format!("{shown:?} is not a number")),
+                Some(n) if n <= least => refuse(format!("{n} is too small; the least is {least}")),
+                Some(n) => refuse(format!("{n} is too large; the most is {most}")),
+            }
+        }
+        Kind::Count { least, most } => match number {
+            Some(n) if n.fract() == 0.0 && n >= f64::from(least) && n <= f64::from(most) => {
+                Ok(Value::Number(n))
+            }
+            _ => refuse(format!("{shown:?} is not a whole number from {least} to {most}")),
+        },
+        Kind::Flag => match shown.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" | "1" => Ok(Value::Flag(true)),
+            "false" | "no" | "off" | "n" | "0" => Ok(Value::Flag(false)),
+            _ => refuse(format!("{shown:?} is neither true nor false")),
+        },
+        Kind::Word(words) if words.contains(&shown.as_str()) => Ok(Value::Word(shown)),
+        Kind::Word(words) => {
+            let meant = suggestion(&shown, words.iter().copied());
+            let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+            refuse(format!("{shown:?} is unknown; known: {}{meant}", words.join(", ")))
+        }
+    }
+}
