@@ -19,10 +19,14 @@ mod inputs;
 mod journal;
 mod manifest;
 mod output;
+#[cfg(test)]
+mod powerloss;
 mod preflight;
 mod publish;
 mod resume;
 mod run;
+#[cfg(test)]
+mod scene;
 mod snapshots;
 mod staging;
 mod status;

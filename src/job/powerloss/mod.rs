@@ -1,0 +1,225 @@
+//! Power cuts, all of them: what SQLite's `test6.c` and ALICE (OSDI 2014) do, in one process.
+//!
+//! A small merge is run once on a disk that writes down every change. Then, for every prefix of that
+//! log, disks are made as a power cut at that moment could leave them: what was synced is there; of the
+//! rest each change has arrived, or not, or in part. On each the merge is run again, and must come to the
+//! bytes of one that was never disturbed, without doing again what was durably recorded. Those runs are cut
+//! once more, at random.
+//!
+//! Broken protocols must fail this: see the tests of `mutants`.
+//!
+//! `REFLOW_EFFORT=full` tries all combinations of up to six changes, and cuts every fourth resume, too.
+
+mod disk;
+mod fates;
+mod mutants;
+mod recorder;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use disk::{Disk, Fate, Node, Op, unsynced};
+use fates::fates;
+use recorder::Recorder;
+
+use super::scene::{Heard, Random, Scene, empty_dir, files, full_effort};
+use crate::recipe::Scope;
+
+/// What a run has done.
+struct Run {
+    /// The disk before.
+    start: Disk,
+    /// Every change.
+    log: Vec<Op>,
+    /// How much of all work had been done before.
+    before: f64,
+}
+
+impl Run {
+    /// For each prefix of `log`, how much of all work a run that goes on from there must find done: what
+    /// had been recorded when something else was begun.
+    fn claims(&self, log: &[Op]) -> Vec<f64> {
+        let journals: HashSet<Node> =
+            ["out.partial/state/journal", "out/.reflow-state/state/journal"]
+                .iter()
+                .filter_map(|path| self.start.find(Path::new(path)))
+                .chain(log.iter().filter_map(|op| match op {
+                    Op::File { name, node, .. } if name == "journal" => Some(*node),
+                    _ => None,
+                }))
+                .collect();
+        let (mut claims, mut claimed, mut said) = (vec![self.before], self.before, None);
+        for op in log {
+            match op {
+                Op::SyncFile { node } if journals.contains(node) => {}
+                _ => claimed = said.take().unwrap_or(claimed),
+            }
+            if let Op::Write { node, bytes, .. } = op
+                && journals.contains(node)
+            {
+                said = Some(share(bytes));
+            }
+            claims.push(claimed);
+        }
+        claims
+    }
+}
+
+/// How much of all work a line of the journal says is done.
+fn share(line: &[u8]) -> f64 {
+    let start = line.iter().position(|&b| b == b'{').unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&line[start..]).unwrap();
+    record["read"].as_f64().unwrap() / record["total"].as_f64().unwrap()
+}
+
+fn run(scene: &Scene, root: &Path) -> Result<Run, String> {
+    let (recorder, heard) = (Recorder::new(root), Heard::default());
+    let start = recorder.disk();
+    let done = scene.run(root, Scene::settings(), recorder.clone(), &heard);
+    done.map_err(|e| e.to_string())?;
+    Ok(Run { start, log: recorder.log(), before: heard.before() })
+}
+
+/// Looks at what a power cut has left, and runs the merge on it.
+fn check(scene: &Scene, image: &Disk) -> Result<Run, String> {
+    nothing_half_made(scene, image)?;
+    let dir = empty_dir();
+    image.store(dir.path());
+    // A merge that is over, its litter and all, is not done again.
+    if scene.finished(dir.path()).is_ok() {
+        return Ok(Run { start: image.clone(), log: Vec::new(), before: 1.0 });
+    }
+    let done = run(scene, dir.path())?;
+    scene.finished(dir.path())?;
+    Ok(done)
+}
+
+/// Whatever a loader could take for a model is one.
+fn nothing_half_made(scene: &Scene, image: &Disk) -> Result<(), String> {
+    let out = Path::new("out");
+    let names = image.list(out);
+    // Where files appear one by one, no loader starts without config and index.
+    let begun = if scene.inside {
+        names.iter().any(|name| name.ends_with(".index.json") || *name == "config.json")
+    } else {
+        !names.is_empty()
+    };
+    let due = |name: &&std::path::PathBuf| {
+        !scene.inside || name.extension().is_some_and(|ext| ext == "safetensors")
+    };
+    let half = |name: &&std::path::PathBuf| {
+        image.read(&out.join(name)) != scene.expected.get(*name).map(Vec::as_slice)
+    };
+    match scene.expected.keys().filter(due).find(half).filter(|_| begun) {
+        Some(name) => Err(format!("a loader finds an output without {}", name.display())),
+        None => Ok(()),
+    }
+}
+
+/// How thoroughly to look.
+struct Effort {
+    /// Cut so often, at random; everywhere if there is no number.
+    cuts: Option<usize>,
+    /// Of so many changes all combinations are tried.
+    combined: usize,
+    /// Of so many images the run that goes on is cut, too; of none if it is 0.
+    again: usize,
+}
+
+/// Cuts a run, as if it had done what `log` says; returns the number of images that were tried, or what
+/// went wrong first.
+fn cut(
+    scene: &Scene,
+    run: &Run,
+    log: &[Op],
+    effort: &Effort,
+    random: &mut Random,
+) -> Result<usize, String> {
+    let mut seen: HashMap<blake3::Hash, f64> = HashMap::new();
+    let claims = run.claims(log);
+    let cuts: Vec<usize> = match effort.cuts {
+        None => (0..=log.len()).collect(),
+        Some(cuts) => (0..cuts).map(|_| random.below(log.len() + 1)).collect(),
+    };
+    for cut in cuts {
+        let loose = unsynced(log, cut);
+        let changes: Vec<&Op> = loose.iter().map(|&i| &log[i]).collect();
+        for fates in fates(&changes, effort.combined, random) {
+            let place = |error| {
+                let changes: Vec<String> = changes
+                    .iter()
+                    .zip(&fates)
+                    .map(|(op, fate)| format!("{fate:?} {}", op.brief()))
+                    .collect();
+                format!("{error}; cut before change {cut} of {}: {changes:#?}", log.len())
+            };
+            let image = image(&run.start, &log[..cut], &loose, &fates);
+            let print = image.fingerprint();
+            let known = seen.get(&print).copied();
+            let next = match known {
+                Some(_) => None,
+                None => Some(check(scene, &image).map_err(place)?),
+            };
+            let before = known.or(next.as_ref().map(|next| next.before)).unwrap_or_default();
+            seen.insert(print, before);
+            if before + 1e-9 < claims[cut] {
+                return Err(place(format!("{before} is done, and {} was recorded", claims[cut])));
+            }
+            if let Some(next) = next.filter(|_| effort.again > 0 && random.below(effort.again) == 0)
+            {
+                let effort = Effort { cuts: Some(3), again: 0, ..*effort };
+                self::cut(scene, &next, &next.log, &effort, random)
+                    .map_err(|error| place(format!("then {error}, after")))?;
+            }
+        }
+    }
+    Ok(seen.len())
+}
+
+/// What a power cut after these changes leaves, if those that are not durable have these fates.
+fn image(start: &Disk, log: &[Op], loose: &[usize], fates: &[Fate]) -> Disk {
+    let mut image = start.clone();
+    for (i, op) in log.iter().enumerate() {
+        let fate = loose.binary_search(&i).map_or(Fate::Kept, |at| fates[at]);
+        image.apply(op, fate);
+    }
+    image
+}
+
+/// Every state that power cuts can leave, of one kind of merge.
+fn survives(scope: Scope, inside: bool) {
+    const SEED: u64 = 0x5eed;
+    let scene = Scene::new(scope, inside);
+    let inputs = files(scene.inputs());
+    let dir = scene.place();
+    let run = run(&scene, dir.path()).unwrap();
+    assert!(run.before == 0.0 && run.log.len() > 60, "{} changes", run.log.len());
+    let claims = run.claims(&run.log);
+    assert!(claims.windows(2).filter(|w| w[0] < w[1]).count() > 2, "records: {claims:?}");
+    assert!(claims.last().is_some_and(|&all| all == 1.0), "{claims:?}");
+    let effort = if full_effort() {
+        Effort { cuts: None, combined: 6, again: 4 }
+    } else {
+        Effort { cuts: None, combined: 4, again: 25 }
+    };
+    match cut(&scene, &run, &run.log, &effort, &mut Random(SEED)) {
+        Ok(images) => println!("{scope:?}: {} changes, {images} images", run.log.len()),
+        Err(error) => panic!("seed {SEED:#x}: {error}"),
+    }
+    assert!(files(scene.inputs()) == inputs, "inputs are never changed");
+}
+
+#[test]
+fn every_power_cut_at_model_scope_is_survived() {
+    survives(Scope::Model, false);
+}
+
+#[test]
+fn every_power_cut_at_layer_scope_is_survived() {
+    survives(Scope::Layer, false);
+}
+
+#[test]
+fn every_power_cut_while_a_directory_is_filled_in_place_is_survived() {
+    survives(Scope::Model, true);
+}

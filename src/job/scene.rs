@@ -1,0 +1,224 @@
+//! A tiny merge, for tests that disturb it: three checkpoints of a few kilobytes, merged in many pieces.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize};
+
+use super::{Job, Report, Ties};
+use crate::engine::sink::Storage;
+use crate::error::Error;
+use crate::progress::{Event, Progress};
+use crate::recipe::{Model, Recipe, Scope, Settings};
+
+/// Names and sizes: a tensor whose writes are longer than a page, copied ones, several shards.
+const TENSORS: [(&str, [usize; 2]); 6] = [
+    ("model.embed_tokens.weight", [100, 32]),
+    ("model.layers.0.mlp.up_proj.weight", [32, 25]),
+    ("model.layers.0.input_layernorm.weight", [1, 32]),
+    ("model.layers.1.mlp.up_proj.weight", [32, 25]),
+    ("model.layers.1.input_layernorm.weight", [1, 32]),
+    ("lm_head.weight", [16, 32]),
+];
+
+/// The names of files, with what is in them.
+pub(super) type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A merge, and what it gives undisturbed.
+pub(super) struct Scene {
+    inputs: tempfile::TempDir,
+    pub(super) recipe: Recipe,
+    /// Whether the output directory is there beforehand.
+    pub(super) inside: bool,
+    pub(super) expected: Files,
+}
+
+/// What a run told.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Bytes that were done when it began, and all.
+    started: Mutex<Option<(u64, u64)>>,
+    pub(super) cancel: AtomicBool,
+}
+
+impl Progress for Heard {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Started { bytes_total, bytes_done } = *event {
+            // A later start in the same run is a part being made again.
+            self.started.lock().unwrap().get_or_insert((bytes_done, bytes_total));
+        }
+    }
+
+    fn advance(&self, _bytes: u64) {}
+}
+
+impl Heard {
+    /// How much of all work had been done before: everything if nothing was left but to publish it.
+    pub(super) fn before(&self) -> f64 {
+        self.started.lock().unwrap().map_or(1.0, |(done, all)| done as f64 / all as f64)
+    }
+}
+
+impl Scene {
+    pub(super) fn new(scope: Scope, inside: bool) -> Self {
+        let inputs = empty_dir();
+        let mut random = Random(0x00c0_ffee);
+        let base: Vec<Vec<f32>> =
+            TENSORS.iter().map(|(_, [a, b])| random.values(a * b, 0.05)).collect();
+        write_checkpoint(&inputs.path().join("base"), &base);
+        std::fs::write(inputs.path().join("base/tokenizer.json"), r#"{"version":"1.0"}"#).unwrap();
+        for k in 1..=2 {
+            let expert: Vec<Vec<f32>> = base
+                .iter()
+                .map(|tensor| {
+                    let tau = random.values(tensor.len(), 0.01);
+                    tensor.iter().zip(tau).map(|(b, t)| b + t).collect()
+                })
+                .collect();
+            write_checkpoint(&inputs.path().join(format!("expert{k}")), &expert);
+        }
+        let at = |name: &str| inputs.path().join(name);
+        let models = ["expert1", "expert2"].map(|name| Model::new(at(name)).with("lambda", 1.25));
+        let method = Recipe::method("pcb", None).unwrap();
+        let mut recipe = Recipe::new(method, Some(at("base")), models.to_vec());
+        recipe.scope = scope;
+        recipe.exclude = vec!["*norm*".to_owned()];
+        recipe.shard_size = 5_000;
+        let mut scene = Self { inputs, recipe, inside, expected: Files::new() };
+        let dir = scene.place();
+        scene
+            .job(Self::settings())
+            .merge(&dir.path().join("out"), &Heard::default(), &AtomicBool::new(false))
+            .unwrap();
+        scene.expected = files(&dir.path().join("out"));
+        scene
+    }
+
+    /// Where the inputs are.
+    pub(super) fn inputs(&self) -> &Path {
+        self.inputs.path()
+    }
+
+    /// A place for an output.
+    pub(super) fn place(&self) -> tempfile::TempDir {
+        let dir = empty_dir();
+        if self.inside {
+            std::fs::create_dir(dir.path().join("out")).unwrap();
+        }
+        dir
+    }
+
+    /// In one thread and small pieces.
+    pub(super) fn settings() -> Settings {
+        Settings {
+            threads: Some(1),
+            memory: Some(64 << 20),
+            tile: Some(4_096),
+            checkpoint: Some(6_000),
+            ..Settings::default()
+        }
+    }
+
+    pub(super) fn job(&self, settings: Settings) -> Job {
+        let go_on = AtomicBool::new(false);
+        let recipe = self.recipe.clone();
+        Job::plan(recipe, settings, Ties::Compare(&go_on), &Heard::default()).unwrap()
+    }
+
+    /// Merges into `out` below `root`, on a disk.
+    pub(super) fn run(
+        &self,
+        root: &Path,
+        settings: Settings,
+        storage: impl Storage + 'static,
+        heard: &Heard,
+    ) -> Result<Report, Error> {
+        let mut job = self.job(settings);
+        job.storage = Box::new(storage);
+        job.merge(&root.join("out"), heard, &heard.cancel)
+    }
+
+    /// Demands that the output is there, whole, and nothing beside it.
+    pub(super) fn finished(&self, root: &Path) -> Result<(), String> {
+        let found = files(&root.join("out"));
+        if found != self.expected {
+            let names = found.keys().chain(self.expected.keys());
+            let mut differ: Vec<_> =
+                names.filter(|n| found.get(*n) != self.expected.get(*n)).collect();
+            differ.dedup();
+            return Err(format!("other bytes in {differ:?}"));
+        }
+        let beside = std::fs::read_dir(root).unwrap().count();
+        if beside == 1 { Ok(()) } else { Err(format!("{beside} names where one should be")) }
+    }
+}
+
+fn write_checkpoint(dir: &Path, tensors: &[Vec<f32>]) {
+    std::fs::create_dir(dir).unwrap();
+    let stored: Vec<Vec<u8>> = (tensors.iter())
+        .map(|values| {
+            values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect()
+        })
+        .collect();
+    let views = TENSORS.iter().zip(&stored).map(|((name, [a, b]), bytes)| {
+        let shape = if *a == 1 { vec![*b] } else { vec![*a, *b] };
+        (*name, TensorView::new(Dtype::BF16, shape, bytes).unwrap())
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    std::fs::write(dir.join("model.safetensors"), serialize(views, Some(metadata)).unwrap())
+        .unwrap();
+    std::fs::write(
+        dir.join("config.json"),
+        r#"{"model_type":"llama","tie_word_embeddings":false}"#,
+    )
+    .unwrap();
+}
+
+/// In memory, where there is such a place.
+pub(super) fn empty_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::TempDir::new_in(place).unwrap()
+}
+
+/// All files below a directory.
+pub(super) fn files(root: &Path) -> Files {
+    let mut found = Files::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for path in std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path())
+        {
+            if path.is_dir() {
+                todo.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap().to_owned();
+                found.insert(name, std::fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Whether tests are to look everywhere, however long that takes: `REFLOW_EFFORT=full`.
+pub(super) fn full_effort() -> bool {
+    std::env::var_os("REFLOW_EFFORT").is_some_and(|effort| effort == "full")
+}
+
+/// Reproducible numbers.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % n
+    }
+
+    fn values(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| scale * (self.below(20_001) as f32 / 10_000.0 - 1.0)).collect()
+    }
+}
