@@ -198,6 +198,12 @@ kernels! {
         lambdas: &[f32], scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
     ) = pcb::merge;
 
+    /// Merged values of a block from its task vectors: `pcb_scores` and `pcb_merge` in one, with the same bits.
+    fn pcb_map(
+        inter: Inter, base: &[f32], taus: &[&[f32]], bounds: &[Bounds], cuts: &[Cut],
+        lambdas: &[f32], scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
+    ) = pcb::map;
+
     /// Products of two rows.
     fn products(a: &[f32], b: &[f32], out: &mut [f32]) = pcb::products;
 

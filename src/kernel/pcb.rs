@@ -2,7 +2,17 @@
 //!
 //! Rows of n experts over one block; sums over experts run in order, starting from zero.
 
-use super::math::{exp, tanh, tanh_all};
+mod score;
+mod share;
+
+use super::math::exp;
+
+pub(super) use score::scores;
+pub(super) use share::{map, merge};
+
+/// Elements that are worked on from task vectors to results before the next ones: few enough to stay in the first-level
+/// cache and to have much in common, enough to make up for the change between loops.
+const CHUNK: usize = 256;
 
 /// The inter-competition term of a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,19 +79,18 @@ impl Tally {
 
 const WEIGHT_ONE: f64 = 16_777_216.0;
 
-/// Space for intermediate rows. Grows to the largest block once.
+/// Space for intermediate rows of a chunk.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
-    sum: Vec<f32>,
-    inter: Vec<f32>,
-    signed: Vec<f32>,
+    /// Signed normed magnitudes, then weights.
+    rows: Vec<f32>,
+    scores: Vec<f32>,
 }
 
 impl Scratch {
-    fn resize(&mut self, len: usize, rows: usize) {
-        self.sum.resize(len, 0.0);
-        self.inter.resize(len, 0.0);
-        self.signed.resize(len * rows, 0.0);
+    fn resize(&mut self, rows: usize) {
+        self.rows.resize(rows * CHUNK, 0.0);
+        self.scores.resize(rows * CHUNK, 0.0);
     }
 }
 
@@ -117,111 +126,6 @@ fn sum_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
         for (out, value) in out.iter_mut().zip(row) {
             *out += value;
         }
-    }
-}
-
-#[inline(always)]
-pub(super) fn scores(
-    inter: Inter,
-    taus: &[&[f32]],
-    bounds: &[Bounds],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
-    let (n, len) = (taus.len(), taus.first().map_or(0, |row| row.len()));
-    if len == 0 {
-        return;
-    }
-    scratch.resize(len, n);
-    let Scratch { sum, inter: term, signed } = scratch;
-    if inter == Inter::Raw {
-        sum_rows(taus.iter().copied(), sum);
-    } else {
-        for ((tau, bounds), signed) in taus.iter().zip(bounds).zip(signed.chunks_exact_mut(len)) {
-            let (lo, width) = (bounds.lo, bounds.width());
-            for (signed, &tau) in signed.iter_mut().zip(*tau) {
-                *signed = sign_of(tau) * ((bounds.clamped(tau) - lo) / width);
-            }
-        }
-        sum_rows(signed.chunks_exact(len), sum);
-    }
-    let shift = if n > SHIFT_ABOVE { 1.0 } else { 0.0 };
-    let factor = n as f32;
-    for (i, out) in out.chunks_exact_mut(len).enumerate().take(n) {
-        let (tau, bounds) = (&taus[i][..len], bounds[i]);
-        if inter == Inter::Pairs {
-            out.fill(0.0);
-            let own = &signed[i * len..(i + 1) * len];
-            for other in signed.chunks_exact(len) {
-                for ((out, own), other) in out.iter_mut().zip(own).zip(other) {
-                    *out += tanh(own * other);
-                }
-            }
-        } else {
-            for ((term, tau), sum) in term.iter_mut().zip(tau).zip(&*sum) {
-                *term = tau * sum;
-            }
-            tanh_all(term, out);
-        }
-        let (lo, width) = (bounds.lo, bounds.width());
-        for (out, &tau) in out.iter_mut().zip(tau) {
-            let z = (bounds.clamped(tau) - lo) / width;
-            *out *= exp(factor * (z * z - shift));
-        }
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
-pub(super) fn merge(
-    base: &[f32],
-    taus: &[&[f32]],
-    scores: &[f32],
-    bounds: &[Bounds],
-    cuts: &[Cut],
-    lambdas: &[f32],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-    tallies: &mut [Tally],
-) {
-    let (n, len) = (taus.len(), base.len());
-    if len == 0 {
-        return;
-    }
-    scratch.resize(len, n);
-    let Scratch { sum, signed: weights, .. } = scratch;
-    for (i, weights) in weights.chunks_exact_mut(len).enumerate().take(n) {
-        let cut = cuts[i];
-        if !cut.active {
-            weights.fill(0.0);
-            continue;
-        }
-        let (mut kept, mut total) = (0u32, 0u64);
-        for (weight, &score) in weights.iter_mut().zip(&scores[i * len..(i + 1) * len]) {
-            let above = score - cut.threshold;
-            *weight = if above > 0.0 { above } else { 0.0 } / cut.span;
-            kept += u32::from(*weight > 0.0);
-            total += u64::from((*weight * WEIGHT_ONE as f32) as u32);
-        }
-        tallies[i].merge(Tally { kept: u64::from(kept), weight: total });
-    }
-    sum_rows(weights.chunks_exact(len), sum);
-    for sum in &mut *sum {
-        *sum = if *sum < 1e-12 { 1e-12 } else { *sum };
-    }
-    out.fill(0.0);
-    for (i, weights) in weights.chunks_exact(len).enumerate().take(n) {
-        let (bounds, lambda) = (bounds[i], lambdas[i]);
-        let row = weights.iter().zip(taus[i]).zip(&*sum);
-        for (out, ((weight, &tau), sum)) in out.iter_mut().zip(row) {
-            let value = sign_of(tau) * bounds.clamped(tau);
-            // The share of this expert, without lambda: any lambdas combine the same shares.
-            let share = weight * value / sum;
-            *out += lambda * share;
-        }
-    }
-    for (out, base) in out.iter_mut().zip(base) {
-        *out += base;
     }
 }
 
@@ -304,6 +208,21 @@ mod tests {
             &mut out,
             &mut tallies,
         );
+        let (mut mapped, mut again) = (vec![0.0; len], vec![Tally::default(); n]);
+        kernels.pcb_map(
+            inter,
+            &base,
+            &taus,
+            &bounds,
+            &cuts,
+            &lambdas,
+            &mut scratch,
+            &mut mapped,
+            &mut again,
+        );
+        assert_eq!(tallies, again);
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!(out.iter().zip(&mapped).all(same));
         let mut bits: Vec<u32> = scores.iter().chain(&out).map(|v| v.to_bits()).collect();
         let mut row = vec![0.0; len];
         kernels.products(taus[0], taus[n - 1], &mut row);
@@ -346,6 +265,65 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_score_does_not_depend_on_its_neighbours() {
+        // A large value makes its whole chunk take the full form of tanh; a middling one the polynomial.
+        let quiet = [[3.1e-4f32, 0.0, 1e-3], [-2e-4, 4e-3, 1e-3], [0.03, -0.0, 2e-3]];
+        for kernels in Kernels::available() {
+            for inter in [Inter::Raw, Inter::Half, Inter::Pairs] {
+                for n in [3, 81] {
+                    let scores = |neighbour: f32, len: usize| {
+                        let row = |i: usize| {
+                            let mut row = vec![neighbour; len];
+                            row[len - 3..].copy_from_slice(&quiet[i % 3]);
+                            row
+                        };
+                        let rows: Vec<Vec<f32>> = (0..n).map(row).collect();
+                        let taus: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+                        let bounds = vec![Bounds { lo: 1e-6, hi: 0.02 }; n];
+                        let mut out = vec![0.0; n * len];
+                        kernels.pcb_scores(
+                            inter,
+                            &taus,
+                            &bounds,
+                            &mut Scratch::default(),
+                            &mut out,
+                        );
+                        let last = out.chunks(len).flat_map(|row| &row[len - 3..]);
+                        last.map(|v| v.to_bits()).collect::<Vec<u32>>()
+                    };
+                    let alone = scores(0.0, 3);
+                    for (neighbour, len) in [(0.0, 40), (0.1, 40), (7.0, 40), (7.0, 256 + 3)] {
+                        assert_eq!(scores(neighbour, len), alone, "{inter:?} {neighbour} {len}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_no_score_is_above_the_threshold_the_base_remains() {
+        for kernels in Kernels::available() {
+            let taus = rows(2, 300, 5);
+            let taus: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
+            let (base, bounds) = (vec![-0.25; 300], [Bounds { lo: 1e-6, hi: 0.5 }; 2]);
+            let cut = Cut { threshold: f32::MAX, span: 1.0, active: true };
+            let (mut out, mut tallies) = (vec![9.0; 300], [Tally::default(); 2]);
+            kernels.pcb_map(
+                Inter::Raw,
+                &base,
+                &taus,
+                &bounds,
+                &[cut, Cut { threshold: 0.0, active: false, ..cut }],
+                &[1.0; 2],
+                &mut Scratch::default(),
+                &mut out,
+                &mut tallies,
+            );
+            assert_eq!((out, tallies), (base, [Tally::default(); 2]));
         }
     }
 

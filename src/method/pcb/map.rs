@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Findings, Setup, load_tallies, save_tallies};
 use crate::kernel::pcb::{Bounds, Cut, Scratch, Tally};
-use crate::method::{BLOCK, Block, MethodError, Next, Outcome, Stage};
+use crate::method::{Block, MethodError, Next, Outcome, Stage};
 
 /// Writes out = base + sum_i lambda_i u_i, with u_i = s_i T_i / max(sum_k s_k, 1e-12).
 pub(super) struct Map {
@@ -17,7 +17,6 @@ pub(super) struct Map {
 
 pub(super) struct State {
     tallies: Vec<Tally>,
-    scores: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -45,29 +44,21 @@ impl Stage for Map {
     }
 
     fn empty(&self) -> State {
-        let n = self.bounds.len();
-        State {
-            tallies: vec![Tally::default(); n],
-            scores: vec![0.0; n * BLOCK],
-            scratch: Scratch::default(),
-        }
+        State { tallies: vec![Tally::default(); self.bounds.len()], scratch: Scratch::default() }
     }
 
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]) {
-        let (setup, len) = (&self.setup, block.base.len());
-        let State { tallies, scores, scratch } = state;
-        let scores = &mut scores[..self.bounds.len() * len];
-        setup.kernels.pcb_scores(setup.inter(), block.rows, &self.bounds, scratch, scores);
-        setup.kernels.pcb_merge(
+        let setup = &self.setup;
+        setup.kernels.pcb_map(
+            setup.inter(),
             block.base,
             block.rows,
-            scores,
             &self.bounds,
             &self.cuts,
             setup.lambdas.get(block.tensor),
-            scratch,
+            &mut state.scratch,
             out,
-            tallies,
+            &mut state.tallies,
         );
     }
 

@@ -1,0 +1,151 @@
+//! Weights from scores, and the weighted mean of the clamped task vectors, chunk by chunk.
+//!
+//! Where no expert has a score above its threshold, which in a real model is so in long runs of small changes, there is
+//! nothing to divide and the base remains.
+
+use super::score::{self, Target};
+use super::{Bounds, CHUNK, Cut, Inter, Scratch, Tally, WEIGHT_ONE, sign_of, sum_rows};
+
+/// Weights whose sum in units of 2^-24 is sure to fit in 32 bits.
+const COUNTED: usize = 128;
+
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
+pub(in super::super) fn merge(
+    base: &[f32],
+    taus: &[&[f32]],
+    scores: &[f32],
+    bounds: &[Bounds],
+    cuts: &[Cut],
+    lambdas: &[f32],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    tallies: &mut [Tally],
+) {
+    let len = base.len();
+    scratch.resize(taus.len());
+    for (at, (base, out)) in (0..).step_by(CHUNK).zip(base.chunks(CHUNK).zip(out.chunks_mut(CHUNK)))
+    {
+        let chunk = Chunk { base, taus, at, scores, stride: len, first: at };
+        chunk.merge(bounds, cuts, lambdas, &mut scratch.rows, out, tallies);
+    }
+}
+
+/// Scores and merge in one: the scores of a chunk do not leave the cache.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
+pub(in super::super) fn map(
+    inter: Inter,
+    base: &[f32],
+    taus: &[&[f32]],
+    bounds: &[Bounds],
+    cuts: &[Cut],
+    lambdas: &[f32],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    tallies: &mut [Tally],
+) {
+    scratch.resize(taus.len());
+    let Scratch { rows, scores } = scratch;
+    for (at, (base, out)) in (0..).step_by(CHUNK).zip(base.chunks(CHUNK).zip(out.chunks_mut(CHUNK)))
+    {
+        let len = base.len();
+        let target = Target { values: scores, stride: CHUNK, at: 0, len };
+        score::chunk(inter, taus, at..at + len, bounds, rows, target);
+        let chunk = Chunk { base, taus, at, scores, stride: CHUNK, first: 0 };
+        chunk.merge(bounds, cuts, lambdas, rows, out, tallies);
+    }
+}
+
+/// Up to [`CHUNK`] elements: `base`, elements from `at` of each of `taus`, and scores in runs `stride` apart, the first
+/// one at `first`.
+struct Chunk<'a> {
+    base: &'a [f32],
+    taus: &'a [&'a [f32]],
+    at: usize,
+    scores: &'a [f32],
+    stride: usize,
+    first: usize,
+}
+
+impl Chunk<'_> {
+    #[inline(always)]
+    fn scores(&self, i: usize) -> &[f32] {
+        &self.scores[i * self.stride + self.first..][..self.base.len()]
+    }
+
+    #[inline(always)]
+    fn merge(
+        &self,
+        bounds: &[Bounds],
+        cuts: &[Cut],
+        lambdas: &[f32],
+        weights: &mut [f32],
+        out: &mut [f32],
+        tallies: &mut [Tally],
+    ) {
+        let (n, len) = (self.taus.len(), self.base.len());
+        let mut any = false;
+        for (i, cut) in cuts.iter().enumerate().take(n) {
+            any |= cut.active && is_any_above(self.scores(i), cut.threshold);
+        }
+        if !any {
+            for (out, base) in out.iter_mut().zip(self.base) {
+                // As the sum of nothing but zeros and the base: -0.0 becomes 0.0.
+                *out = 0.0 + base;
+            }
+            return;
+        }
+        for (i, weights) in weights.chunks_mut(CHUNK).enumerate().take(n) {
+            let weights = &mut weights[..len];
+            if cuts[i].active {
+                tallies[i].merge(weigh(self.scores(i), cuts[i], weights));
+            } else {
+                weights.fill(0.0);
+            }
+        }
+        let mut sum = [0.0; CHUNK];
+        let sum = &mut sum[..len];
+        sum_rows(weights.chunks(CHUNK).take(n).map(|row| &row[..len]), sum);
+        for sum in &mut *sum {
+            *sum = if *sum < 1e-12 { 1e-12 } else { *sum };
+        }
+        out.fill(0.0);
+        for (i, weights) in weights.chunks(CHUNK).enumerate().take(n) {
+            let (bounds, lambda) = (bounds[i], lambdas[i]);
+            let row = weights.iter().zip(&self.taus[i][self.at..]).zip(&*sum);
+            for (out, ((weight, &tau), sum)) in out.iter_mut().zip(row) {
+                let value = sign_of(tau) * bounds.clamped(tau);
+                // The share of this expert, without lambda: any lambdas combine the same shares.
+                let share = weight * value / sum;
+                *out += lambda * share;
+            }
+        }
+        for (out, base) in out.iter_mut().zip(self.base) {
+            *out += base;
+        }
+    }
+}
+
+#[inline(always)]
+fn is_any_above(scores: &[f32], threshold: f32) -> bool {
+    scores.iter().fold(0, |any, &score| any | u32::from(score - threshold > 0.0)) != 0
+}
+
+/// Fills in the weights of one expert.
+#[inline(always)]
+fn weigh(scores: &[f32], cut: Cut, weights: &mut [f32]) -> Tally {
+    let mut tally = Tally::default();
+    for (scores, weights) in scores.chunks(COUNTED).zip(weights.chunks_mut(COUNTED)) {
+        let (mut kept, mut total) = (0u32, 0u32);
+        for (weight, &score) in weights.iter_mut().zip(scores) {
+            let above = score - cut.threshold;
+            *weight = if above > 0.0 { above } else { 0.0 } / cut.span;
+            kept += u32::from(*weight > 0.0);
+            // At most 1, so the cast to a signed integer, which is quicker, loses nothing.
+            total = total.wrapping_add((*weight * WEIGHT_ONE as f32) as i32 as u32);
+        }
+        tally.merge(Tally { kept: u64::from(kept), weight: u64::from(total) });
+    }
+    tally
+}
