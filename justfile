@@ -42,3 +42,7 @@ faults-nightly:
 # Makes all fixtures anew.
 fixtures:
     python3 fixtures/make_all.py
+
+# exp and tanh against the exact functions on every float there is (six minutes).
+exhaustive:
+    cargo test --release --lib -- --ignored
