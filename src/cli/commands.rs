@@ -30,7 +30,8 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     let here = std::path::Path::new("signals");
     let signals = Signals::install().at("handle", here)?;
     source::install_sigbus_handler().at("handle", here)?;
-    let recipe = convert::recipe(&args.recipe)?;
+    let (recipe, warnings) = convert::recipe(&args.recipe)?;
+    warn(display, warnings.iter().map(String::as_str));
     let keep = recipe.kept();
     let job =
         Job::plan(recipe, convert::settings(&args.run), Ties::Compare(&signals.cancel), display)?;
@@ -59,7 +60,8 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
 }
 
 fn run_plan(args: &Plan, display: &dyn Display) -> Outcome {
-    let recipe = convert::recipe(&args.recipe)?;
+    let (recipe, warnings) = convert::recipe(&args.recipe)?;
+    warn(display, warnings.iter().map(String::as_str));
     let job = Job::plan(recipe, convert::settings(&args.run), Ties::Assume, display)?;
     let summary = job.summary();
     let space = args.out.as_ref().map(|out| job.preflight(out)).transpose()?;

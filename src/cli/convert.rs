@@ -1,12 +1,16 @@
 //! From what was typed to a recipe and settings.
 
+use std::path::PathBuf;
+
 use super::args::{RecipeArgs, RecipeFlags, RunArgs};
 use crate::method::Value;
 use crate::method::registry::BaseUse;
-use crate::recipe::{Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings};
+use crate::recipe::{
+    Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, locate, mergekit,
+};
 
-/// The recipe that file or flags describe.
-pub(super) fn recipe(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+/// The recipe that file or flags describe, with what looks suspicious in the file.
+pub(super) fn recipe(args: &RecipeArgs) -> Result<(Recipe, Vec<String>), RecipeError> {
     if let Some(file) = &args.file {
         return Recipe::from_file(file);
     }
@@ -14,7 +18,9 @@ pub(super) fn recipe(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
     let name = flags.method.as_deref().unwrap_or("pcb");
     let method = Recipe::method(name, flags.dialect.as_deref()).map_err(flag)?;
     let models = flags.experts.iter().map(|text| expert(text, method.per_expert));
-    let mut recipe = Recipe::new(method, flags.base.clone(), models.collect());
+    let base =
+        flags.base.as_deref().map(|base| base.to_str().map_or_else(|| base.to_owned(), place));
+    let mut recipe = Recipe::new(method, base, models.collect());
     recipe.parameters = parameters(flags)?;
     recipe.seed = flags.seed.unwrap_or(0);
     if let Some(scope) = flags.scope {
@@ -35,7 +41,7 @@ pub(super) fn recipe(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
     recipe.lenient = flags.lenient;
     recipe.count_aliases = flags.count_aliases;
     recipe.copy_code = flags.copy_code;
-    Ok(recipe)
+    Ok((recipe, Vec::new()))
 }
 
 /// How the merge is run.
@@ -84,8 +90,8 @@ fn parameters(flags: &RecipeFlags) -> Result<Parameters, RecipeError> {
             let reason = format!("{text:?} is not NAME=VALUE");
             return Err(RecipeError::Value { key: "--param".to_owned(), reason });
         };
-        let setting = serde_saphyr::from_str::<Setting>(value).map_err(|error| {
-            let reason = format!("{value:?}: {}", error.without_snippet());
+        let setting = mergekit::setting(name, value).map_err(|complaint| {
+            let reason = format!("{value:?}: {}", complaint.text);
             RecipeError::Value { key: format!("--param {name}"), reason }
         })?;
         parameters.set(name, setting);
@@ -111,10 +117,15 @@ fn expert(text: &str, parameter: Option<&str>) -> Model {
     });
     match (split, parameter) {
         (Some((path, number)), Some(parameter)) if !std::path::Path::new(text).exists() => {
-            Model::new(path).with(parameter, number)
+            Model::new(place(path)).with(parameter, number)
         }
-        _ => Model::new(text),
+        _ => Model::new(place(text)),
     }
+}
+
+/// The path of a checkpoint: the cache's for the name of a model on the hub that lies there.
+fn place(path: &str) -> PathBuf {
+    locate(path).unwrap_or_else(|_| PathBuf::from(path))
 }
 
 #[cfg(test)]

@@ -248,6 +248,9 @@ impl Plan {
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings;
+        let merged = units.iter().flat_map(|unit| &unit.view.tensors);
+        let merged: Vec<&str> = merged.map(|tensor| &*tensor.name).collect();
+        warnings.extend(recipe.idle_filters(&merged));
         warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
         warnings.extend(layout.warnings.iter().cloned());
         Ok(Self {

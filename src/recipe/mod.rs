@@ -3,12 +3,20 @@
 //! A [`Recipe`] holds everything that decides the bytes of the output, and nothing else; how it is
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
+mod filters;
+mod hub;
 pub mod mergekit;
 mod parameters;
+mod read;
 mod setting;
 mod settings;
 mod suggest;
-mod yaml;
+mod write;
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +25,7 @@ use crate::method::Value;
 use crate::method::registry::{self, BaseUse, Entry};
 
 pub use crate::method::Scope;
+pub use hub::locate;
 pub use parameters::{Parameters, Place};
 pub use setting::{Filtered, Setting};
 pub use settings::{Failpoint, IoRequest, Settings, Stop};
@@ -199,7 +208,7 @@ pub enum RecipeError {
         /// The key or value.
         what: String,
         /// What to do.
-        instead: &'static str,
+        instead: String,
     },
 }
 
@@ -306,18 +315,19 @@ impl Recipe {
         }
     }
 
-    /// Reads a recipe file in mergekit's schema.
+    /// Reads a recipe file in mergekit's schema; returns it with what looks suspicious. Names of models
+    /// on the Hugging Face Hub stand for their directories in its cache on this machine.
     ///
     /// # Errors
     /// [`RecipeError`] naming file, key, line and the fix.
-    pub fn from_file(path: &Path) -> Result<Self, RecipeError> {
-        yaml::read(path)
+    pub fn from_file(path: &Path) -> Result<(Self, Vec<String>), RecipeError> {
+        read::file(path)
     }
 
     /// The recipe as YAML that [`Recipe::from_file`] reads, with all values that matter. `name`
     /// says how a checkpoint's path is written.
     pub fn to_yaml(&self, name: impl Fn(&Path) -> String) -> String {
-        yaml::write(self, name)
+        write::write(self, name)
     }
 
     /// Checks values; returns what looks suspicious.

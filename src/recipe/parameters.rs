@@ -144,27 +144,12 @@ impl Recipe {
         warnings: &mut Vec<String>,
     ) -> Result<(), RecipeError> {
         for (name, setting) in parameters.iter() {
-            let Some(parameter) = self.method.parameter(name) else {
-                return Err(self.unknown(name));
-            };
-            let refuse = |reason: String| Err(RecipeError::Value { key: name.to_owned(), reason });
-            if model.is_some() && parameter.per != Per::Model {
-                return refuse(
-                    "it is one for all models; give it under the common parameters".to_owned(),
-                );
-            }
-            if parameter.per == Per::Merge && !matches!(setting, Setting::One(_)) {
-                return refuse(
-                    "it is one for the whole merge: no gradient and no filter".to_owned(),
-                );
-            }
+            self.check_setting(name, setting, model.is_some())?;
+            let Some(parameter) = self.method.parameter(name) else { continue };
+            let Some(((least, most), why)) = parameter.usual else { continue };
             for value in setting.values() {
-                let value = typed(parameter, value)?;
-                let (Value::Number(number), Some(((least, most), why))) = (&value, parameter.usual)
-                else {
-                    continue;
-                };
-                if !(least..=most).contains(number) {
+                let Value::Number(number) = typed(parameter, value)? else { continue };
+                if !(least..=most).contains(&number) {
                     let of = model.map_or_else(String::new, |model| format!(" of {model}"));
                     warnings.push(format!(
                         "{name} {number}{of} is unusual for {}: {why}",
@@ -174,6 +159,25 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// Checks one setting against the registry; `own` if a model sets it for itself.
+    pub(super) fn check_setting(
+        &self,
+        name: &str,
+        setting: &Setting,
+        own: bool,
+    ) -> Result<(), RecipeError> {
+        let Some(parameter) = self.method.parameter(name) else { return Err(self.unknown(name)) };
+        let refuse = |reason: String| Err(RecipeError::Value { key: name.to_owned(), reason });
+        if own && parameter.per != Per::Model {
+            let reason = "it is one for all models; give it under the common parameters";
+            return refuse(reason.to_owned());
+        }
+        if parameter.per == Per::Merge && !matches!(setting, Setting::One(_)) {
+            return refuse("it is one for the whole merge: no gradient and no filter".to_owned());
+        }
+        setting.values().into_iter().try_for_each(|value| typed(parameter, value).map(drop))
     }
 
     /// The error about a parameter that the method does not have.
@@ -220,7 +224,8 @@ fn typed(parameter: &Parameter, value: &Value) -> Result<Value, RecipeError> {
     let number = match value {
         Value::Number(number) => Some(*number),
         Value::Word(word) => word.trim().parse().ok(),
-        Value::Flag(_) => None,
+        // As in mergekit: the weight `yes` is 1.
+        Value::Flag(flag) => Some(f64::from(u8::from(*flag))),
     };
     match parameter.kind {
         Kind::Number { least, most, open } => {

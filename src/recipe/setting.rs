@@ -10,9 +10,6 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-
-use super::suggestion;
 use crate::method::Value;
 
 /// What a recipe says about a parameter.
@@ -38,7 +35,12 @@ pub struct Filtered {
 impl Filtered {
     /// Whether the filter matches a tensor of that name.
     pub fn matches(&self, tensor: &str) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter == "*" || tensor.contains(filter.as_str()))
+        self.matches_all() || self.filter.as_ref().is_some_and(|part| tensor.contains(&**part))
+    }
+
+    /// Whether the filter matches whatever there is.
+    pub fn matches_all(&self) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter == "*" || filter.is_empty())
     }
 }
 
@@ -100,7 +102,12 @@ fn gradient(values: &[Value], t: f64) -> Option<Value> {
     // A float cast to an integer truncates toward zero, as Python's int() does.
     let left = (position as usize).min(last);
     let numbers: Option<Vec<f64>> = (values.iter())
-        .map(|value| if let Value::Number(number) = value { Some(*number) } else { None })
+        .map(|value| match value {
+            Value::Number(number) => Some(*number),
+            // In quotes, a number is a word.
+            Value::Word(word) => word.trim().parse().ok(),
+            Value::Flag(_) => None,
+        })
         .collect();
     let Some(numbers) = numbers else { return Some(values[left].clone()) };
     let part = position - left as f64;
@@ -157,110 +164,12 @@ fn is_plain(word: &str) -> bool {
         && word.parse::<f64>().is_err()
 }
 
-impl<'de> Deserialize<'de> for Setting {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnySetting)
-    }
-}
-
-/// An element of a list: a plain value, or a filter.
-enum Element {
-    Plain(Value),
-    Entry(Filtered),
-}
-
-impl<'de> Deserialize<'de> for Element {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Setting::deserialize(deserializer)? {
-            Setting::One(value) => Ok(Element::Plain(value)),
-            Setting::Filtered(mut entries) if entries.len() == 1 => {
-                Ok(Element::Entry(entries.remove(0)))
-            }
-            _ => Err(D::Error::custom("a list of lists is not a setting")),
-        }
-    }
-}
-
-struct AnySetting;
-
-impl<'de> Visitor<'de> for AnySetting {
-    type Value = Setting;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value, a list of values (a gradient) or a list of {filter, value}")
-    }
-
-    fn visit_bool<E>(self, flag: bool) -> Result<Setting, E> {
-        Ok(Setting::One(Value::Flag(flag)))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Setting, E> {
-        Ok(Setting::number(number as f64))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Setting, E> {
-        Ok(Setting::number(number as f64))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<Setting, E> {
-        Ok(Setting::number(number))
-    }
-
-    fn visit_str<E>(self, word: &str) -> Result<Setting, E> {
-        Ok(Setting::One(Value::Word(word.to_owned())))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Setting, A::Error> {
-        let (mut values, mut entries) = (Vec::new(), Vec::new());
-        while let Some(element) = list.next_element::<Element>()? {
-            match element {
-                Element::Plain(value) => values.push(value),
-                Element::Entry(entry) => entries.push(entry),
-            }
-        }
-        match (values.is_empty(), entries.is_empty()) {
-            (false, false) => {
-                Err(A::Error::custom("a list holds either values or {filter, value}, not both"))
-            }
-            (true, false) => Ok(Setting::Filtered(entries)),
-            _ => Ok(Setting::Gradient(values)),
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Setting, A::Error> {
-        let (mut filter, mut value) = (None, None);
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "filter" => filter = Some(map.next_value::<Option<String>>()?),
-                "value" => value = Some(map.next_value::<Setting>()?),
-                other => {
-                    let meant = suggestion(other, ["filter", "value"]);
-                    let meant =
-                        meant.map_or_else(String::new, |m| format!("; did you mean `{m}`?"));
-                    return Err(A::Error::custom(format!(
-                        "unknown key `{other}` in a filter{meant}"
-                    )));
-                }
-            }
-        }
-        match value {
-            Some(Setting::Filtered(_)) => {
-                Err(A::Error::custom("the value of a filter cannot hold filters itself"))
-            }
-            Some(value) => {
-                Ok(Setting::Filtered(vec![Filtered { filter: filter.flatten(), value }]))
-            }
-            None => Err(A::Error::custom("a filter needs a `value`")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Setting {
-        serde_saphyr::from_str(text).unwrap()
+        crate::recipe::mergekit::setting("p", text).unwrap()
     }
 
     fn at(text: &str, tensor: &str, t: f64) -> Option<Value> {
@@ -286,6 +195,7 @@ mod tests {
         assert_eq!(at("[true, false]", "x", 0.99), Some(Value::Flag(true)));
         assert_eq!(at("[true, false]", "x", 1.0), Some(Value::Flag(false)));
         assert_eq!(at("[a, b, c]", "x", 0.5), Some(Value::Word("b".to_owned())));
+        assert_eq!(at("['0.5', 1]", "x", 0.5), Some(Value::Number(0.75)));
         assert_eq!(at("[]", "x", 0.5), None);
     }
 
@@ -329,12 +239,12 @@ mod tests {
     fn what_is_not_a_setting_is_refused_with_a_hint() {
         for (text, part) in [
             ("{fitler: mlp, value: 1}", "did you mean `filter`?"),
-            ("{filter: mlp}", "needs a `value`"),
+            ("{filter: mlp}", "lacks `value`"),
             ("[1, {value: 2}]", "not both"),
-            ("[[1, 2]]", "a list of lists"),
-            ("{value: {value: 1}}", "cannot hold filters"),
+            ("[[1, 2]]", "not a list"),
+            ("{value: {value: 1}}", "not a mapping"),
         ] {
-            let error = serde_saphyr::from_str::<Setting>(text).unwrap_err().to_string();
+            let error = crate::recipe::mergekit::setting("p", text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
     }

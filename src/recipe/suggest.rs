@@ -37,13 +37,14 @@ mod tests {
 
     #[test]
     fn finds_what_was_probably_meant() {
-        let known = ["weight", "density", "lambda", "keep", "scope", "merge_method"];
+        let known = ["weight", "density", "lambda", "keep", "scope", "merge_method", "dare_ties"];
         for (typed, meant) in [
             ("wieght", Some("weight")),
             ("densty", Some("density")),
             ("Lambda", Some("lambda")),
             ("merge-method", Some("merge_method")),
             ("kep", Some("keep")),
+            ("dare-ties", Some("dare_ties")),
             ("tokenizer", None),
         ] {
             assert_eq!(suggestion(typed, known), meant, "{typed}");

@@ -12,5 +12,6 @@ mod memory;
 mod output;
 mod parity;
 mod properties;
+mod recipes;
 mod reference;
 mod resume;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::fields::Fields;
 use super::model::{Exists, ModelReference};
 use super::node::{Node, Value};
-use super::setting::Parameters;
+use super::setting::Assignments;
 use super::tokenizer::Tokenizer;
 use super::{Complaint, Place};
 
@@ -50,7 +50,7 @@ pub struct Document {
     /// The base of all slices that name none.
     pub base_model: Option<ModelReference>,
     /// Parameters of all inputs.
-    pub parameters: Parameters,
+    pub parameters: Assignments,
     /// Type in which mergekit computes.
     pub dtype: Option<Dtype>,
     /// Type of the output.
@@ -80,7 +80,7 @@ pub struct Input {
     /// The model.
     pub model: ModelReference,
     /// Its parameters.
-    pub parameters: Parameters,
+    pub parameters: Assignments,
 }
 
 /// A run of output layers.
@@ -93,7 +93,7 @@ pub struct Slice {
     /// The base, if it is another than the document's.
     pub base_model: Option<ModelReference>,
     /// Parameters of all sources.
-    pub parameters: Parameters,
+    pub parameters: Assignments,
 }
 
 /// A run of layers of one model.
@@ -104,7 +104,7 @@ pub struct SliceSource {
     /// Its layers: the first, and the one behind the last.
     pub layers: Range<u32>,
     /// Its parameters.
-    pub parameters: Parameters,
+    pub parameters: Assignments,
 }
 
 /// A part of a multi-modal model.
@@ -117,7 +117,7 @@ pub struct Module {
     /// Whole models or slices.
     pub body: Body,
     /// Parameters of all its inputs.
-    pub parameters: Parameters,
+    pub parameters: Assignments,
 }
 
 /// Types that mergekit knows.
@@ -176,7 +176,7 @@ impl Document {
             merge_method: (method.text("merge_method")?, method.at),
             body: Body::new(&fields, node.at, exists)?,
             base_model: model("base_model")?,
-            parameters: Parameters::new(fields.get("parameters"))?,
+            parameters: Assignments::new(fields.get("parameters"))?,
             dtype: dtype("dtype")?,
             out_dtype: dtype("out_dtype")?,
             tokenizer,
@@ -221,7 +221,7 @@ fn inputs(node: &Node, exists: Exists<'_>) -> Result<Vec<Input>, Complaint> {
         let fields = Fields::new(node, "an entry of `models`", &["model", "parameters"])?;
         Ok(Input {
             model: ModelReference::new(fields.need("model")?, exists)?,
-            parameters: Parameters::new(fields.get("parameters"))?,
+            parameters: Assignments::new(fields.get("parameters"))?,
         })
     };
     some("models", node)?.iter().map(input).collect()
@@ -247,7 +247,7 @@ impl Slice {
                 .map(|node| SliceSource::new(node, exists))
                 .collect::<Result<_, _>>()?,
             base_model: base.map(|node| ModelReference::new(node, exists)).transpose()?,
-            parameters: Parameters::new(fields.get("parameters"))?,
+            parameters: Assignments::new(fields.get("parameters"))?,
         };
         slice.check()?;
         Ok(slice)
@@ -296,7 +296,7 @@ impl SliceSource {
         Ok(Self {
             model: ModelReference::new(fields.need("model")?, exists)?,
             layers,
-            parameters: Parameters::new(fields.get("parameters"))?,
+            parameters: Assignments::new(fields.get("parameters"))?,
         })
     }
 }
@@ -311,7 +311,7 @@ fn modules(node: &Node, exists: Exists<'_>) -> Result<Vec<Module>, Complaint> {
             name: key.name.clone(),
             at: key.at,
             body: Body::new(&fields, node.at, exists)?,
-            parameters: Parameters::new(fields.get("parameters"))?,
+            parameters: Assignments::new(fields.get("parameters"))?,
         })
     };
     entries.iter().map(module).collect()

@@ -17,8 +17,10 @@ mod tests;
 pub use document::{Body, Document, Dtype, Input, Module, Own, Slice, SliceSource};
 pub use model::{ModelPath, ModelReference};
 pub use node::Place;
-pub use setting::{Filter, Parameter, Parameters, Values, Written};
+pub use setting::{Assignment, Assignments};
 pub use tokenizer::{OtherToken, TokenRow, TokenRule, Tokenizer, TokenizerSource};
+
+use super::Setting;
 
 /// What is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,4 +57,15 @@ pub fn parse(text: &str, exists: &dyn Fn(&str) -> bool) -> Result<Vec<Document>,
         return Err(Complaint::new(Place { line: 1, column: 1 }, "there is no recipe in it"));
     }
     documents.iter().map(|node| Document::new(node, exists)).collect()
+}
+
+/// A setting by itself, as after `--param NAME=`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn setting(name: &str, text: &str) -> Result<Setting, Complaint> {
+    match &node::documents(text)?[..] {
+        [node] => setting::setting(name, node),
+        _ => Err(Complaint::new(Place { line: 1, column: 1 }, format!("`{name}` has no value"))),
+    }
 }

@@ -194,6 +194,9 @@ pub(super) fn documents(text: &str) -> Result<Vec<Node>, Complaint> {
             .map_or(Place::default(), |l| Place { line: l.line(), column: l.column() });
         let message = error.without_snippet().to_string();
         let message = message.strip_prefix("error: ").unwrap_or(&message);
-        Complaint { at, text: message.to_owned(), placed: true }
+        // This advice is for programmers.
+        let message = message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        let bare = message.strip_suffix(&format!(" at {at}"));
+        Complaint { at, text: bare.unwrap_or(&message).to_owned(), placed: bare.is_none() }
     })
 }

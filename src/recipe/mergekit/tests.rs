@@ -1,6 +1,7 @@
 //! What is understood, and what is refused with which words.
 
 use super::*;
+use crate::method::Value;
 
 fn parsed(text: &str) -> Result<Vec<Document>, String> {
     parse(text, &|_| false).map_err(|complaint| complaint.to_string())
@@ -33,9 +34,9 @@ fn slices(document: &Document) -> &[Slice] {
     slices
 }
 
-fn one_value(document: &Document, name: &str) -> Written {
-    match &document.parameters.get(name).unwrap().filters[..] {
-        [Filter { part: None, values: Values::One(value), .. }] => value.clone(),
+fn one_value(document: &Document, name: &str) -> Value {
+    match &document.parameters.get(name).unwrap().setting {
+        Setting::One(value) => value.clone(),
         other => panic!("{other:?}"),
     }
 }
@@ -67,38 +68,36 @@ out_dtype: float32
 ";
     let document = one(text);
     assert_eq!((document.dtype, document.out_dtype), (Some(Dtype::Bf16), Some(Dtype::F32)));
-    assert_eq!(one_value(&document, "normalize"), Written::Bool(true));
-    assert_eq!(one_value(&document, "int8_mask"), Written::Bool(false));
+    assert_eq!(one_value(&document, "normalize"), Value::Flag(true));
+    assert_eq!(one_value(&document, "int8_mask"), Value::Flag(false));
     let [math, code, chat] = models(&document) else { panic!() };
-    let numbers = |list: &[f64]| list.iter().map(|&n| Written::Number(n)).collect::<Vec<_>>();
-    let density = &math.parameters.get("density").unwrap().filters;
-    assert_eq!(density[0].values, Values::Gradient(numbers(&[1.0, 0.7, 0.1])));
-    let weight = &code.parameters.get("weight").unwrap().filters;
-    assert_eq!(weight[0].part.as_deref(), Some("mlp"));
-    assert_eq!(weight[0].values, Values::Gradient(numbers(&[0.0, 0.5])));
-    assert_eq!((weight[1].part.as_deref(), weight[2].part.as_deref()), (None, None));
-    assert_eq!(weight[2].values, Values::One(Written::Number(1e-5)));
-    assert_eq!((weight[2].at.line, weight[2].at.column), (16, 11));
-    let weight = &chat.parameters.get("weight").unwrap().filters;
-    assert_eq!(weight[0].part.as_deref(), Some("self_attn"));
+    let shown = |input: &Input, name: &str| input.parameters.get(name).unwrap().setting.to_string();
+    assert_eq!(shown(math, "density"), "[1, 0.7, 0.1]");
+    assert_eq!(
+        shown(code, "weight"),
+        "[{filter: \"mlp\", value: [0, 0.5]}, {value: 0.25}, {value: 0.00001}]"
+    );
+    assert_eq!(shown(chat, "weight"), "[{filter: \"self_attn\", value: 0.5}]");
+    let at = code.parameters.get("weight").unwrap().at;
+    assert_eq!((at.line, at.column), (11, 7));
 }
 
 #[test]
 fn booleans_and_numbers_are_those_of_yaml_1_1() {
     for (text, value) in [
-        ("yes", Written::Bool(true)),
-        ("No", Written::Bool(false)),
-        ("ON", Written::Bool(true)),
-        ("off", Written::Bool(false)),
-        ("true", Written::Bool(true)),
-        ("1e-5", Written::Number(1e-5)),
-        ("1E+2", Written::Number(100.0)),
-        (".5", Written::Number(0.5)),
-        ("-1", Written::Number(-1.0)),
-        ("1_000", Written::Number(1000.0)),
-        ("0x10", Written::Number(16.0)),
-        ("'0.5'", Written::Text("0.5".to_owned())),
-        ("topk", Written::Text("topk".to_owned())),
+        ("yes", Value::Flag(true)),
+        ("No", Value::Flag(false)),
+        ("ON", Value::Flag(true)),
+        ("off", Value::Flag(false)),
+        ("true", Value::Flag(true)),
+        ("1e-5", Value::Number(1e-5)),
+        ("1E+2", Value::Number(100.0)),
+        (".5", Value::Number(0.5)),
+        ("-1", Value::Number(-1.0)),
+        ("1_000", Value::Number(1000.0)),
+        ("0x10", Value::Number(16.0)),
+        ("'0.5'", Value::Word("0.5".to_owned())),
+        ("topk", Value::Word("topk".to_owned())),
     ] {
         let document = one(&format!("{SMALL}parameters: {{p: {text}}}\n"));
         assert_eq!(one_value(&document, "p"), value, "{text}");
@@ -346,9 +345,9 @@ fn text_that_is_no_recipe_is_refused_with_its_place() {
     refused("merge_method: [\n", &["line"]);
     refused(&format!("{SMALL}dtype: {{}}\n"), &["line 5", "`dtype` must be a word"]);
     refused(&format!("{SMALL}parameters: [1]\n"), &["line 5", "must be a mapping"]);
-    refused(&format!("{SMALL}parameters: {{t: [{{value: 1}}, 2]}}\n"), &["must be a mapping"]);
+    refused(&format!("{SMALL}parameters: {{t: [{{value: 1}}, 2]}}\n"), &["not both"]);
     refused(&format!("{SMALL}parameters: {{t: {{filter: mlp}}}}\n"), &["lacks `value`"]);
-    refused(&format!("{SMALL}parameters: {{t: {{value: []}}}}\n"), &["is empty"]);
+    refused(&format!("{SMALL}parameters: {{t: {{value: {{value: 1}}}}}}\n"), &["must be a value"]);
     refused(&format!("{SMALL}parameters: {{t: [[1]]}}\n"), &["must be a value here"]);
 }
 

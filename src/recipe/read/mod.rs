@@ -1,0 +1,326 @@
+//! From a document in mergekit's schema to a recipe.
+//!
+//! What reflow cannot do is refused by name, with the way out; nothing is ignored.
+
+mod tokenizer;
+mod vocabulary;
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use super::mergekit::{self, Assignments, Body, Document, Dtype, Input, ModelReference, Place};
+use super::{
+    Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting, Words, hub,
+    suggestion,
+};
+use crate::method::Value;
+use crate::method::registry::{BaseUse, Entry, Per, Preset};
+
+/// No recipe is larger.
+const MAX_BYTES: u64 = 1 << 20;
+/// Parameters that decide about the merge as a whole.
+const WHOLE: [&str; 3] = ["dialect", "scope", "seed"];
+/// A parameter of mergekit about its memory. It changes no value.
+const INT8_MASK: &str = "int8_mask";
+
+/// What lies around a recipe: files and methods.
+pub(super) struct Around<'a> {
+    /// Whether a path exists.
+    pub(super) exists: &'a dyn Fn(&str) -> bool,
+    /// The directory of a model, or why there is none.
+    pub(super) locate: &'a dyn Fn(&str) -> Result<PathBuf, String>,
+    /// The method of that name and dialect.
+    pub(super) method: fn(&str, Option<&str>) -> Result<&'static Entry, RecipeError>,
+}
+
+/// Reads a file. Returns the recipe, and what looks suspicious in it.
+pub(super) fn file(path: &Path) -> Result<(Recipe, Vec<String>), RecipeError> {
+    let unreadable = |reason: String| RecipeError::Unreadable { path: path.to_owned(), reason };
+    let meta = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
+    if !meta.is_file() {
+        return Err(unreadable("it is not a regular file".to_owned()));
+    }
+    if meta.len() > MAX_BYTES {
+        return Err(unreadable(format!("{} bytes are too many for a recipe", meta.len())));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+    let around = Around {
+        exists: &|path| Path::new(path).exists(),
+        locate: &hub::locate,
+        method: Recipe::method,
+    };
+    parse(path, &text, &around)
+}
+
+/// Reads a text; `path` is for messages.
+pub(super) fn parse(
+    path: &Path,
+    text: &str,
+    around: &Around<'_>,
+) -> Result<(Recipe, Vec<String>), RecipeError> {
+    let mut reader = Reader { path, around, warnings: Vec::new() };
+    let documents = mergekit::parse(text, around.exists);
+    let documents = documents.map_err(|complaint| reader.malformed(complaint.to_string()))?;
+    let [document] = &documents[..] else {
+        let what = format!("a file with {} merges", documents.len());
+        let instead = "put each into a file of its own, and name the output directory of one as a \
+                       model of the next";
+        return Err(reader.unsupported(what, instead));
+    };
+    let recipe = reader.recipe(document)?;
+    Ok((recipe, reader.warnings))
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    around: &'a Around<'a>,
+    warnings: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn malformed(&self, reason: impl Into<String>) -> RecipeError {
+        RecipeError::Malformed { path: self.path.to_owned(), reason: reason.into() }
+    }
+
+    fn at(&self, at: Place, reason: impl Display) -> RecipeError {
+        self.malformed(format!("{at}: {reason}"))
+    }
+
+    fn unsupported(&self, what: impl Into<String>, instead: impl Into<String>) -> RecipeError {
+        let path = self.path.to_owned();
+        RecipeError::Unsupported { path, what: what.into(), instead: instead.into() }
+    }
+
+    fn recipe(&mut self, document: &Document) -> Result<Recipe, RecipeError> {
+        let inputs = self.inputs(document)?;
+        let mut common = document.parameters.clone();
+        let dialect = self.take(&mut common, "dialect")?;
+        let (name, at) = &document.merge_method;
+        let method = (self.around.method)(name, dialect.as_ref().map(|(word, _)| word.as_str()))
+            .map_err(|error| self.at(*at, format!("merge_{error}")))?;
+        let base = document.base_model.as_ref().map(|base| self.model(base)).transpose()?;
+        if method.base == BaseUse::Required && base.is_none() {
+            return Err(self.malformed(format!("`base_model` is missing: {name} needs one")));
+        }
+        let mut recipe = Recipe::new(method, base, Vec::new());
+        if let Some((scope, at)) = self.take(&mut common, "scope")? {
+            recipe.scope = self.word::<Scope>("scope", &scope, at)?;
+        }
+        if let Some((seed, at)) = self.take(&mut common, "seed")? {
+            let wrong = |_| self.at(at, format!("seed: {seed:?} is not a whole number"));
+            recipe.seed = seed.parse().map_err(wrong)?;
+        }
+        recipe.parameters = self.parameters(&recipe, &common, false)?;
+        self.models(&mut recipe, inputs)?;
+        recipe.dtype = match document.out_dtype.or(document.dtype) {
+            None => OutputDtype::Keep,
+            Some(Dtype::Bf16) => OutputDtype::Bf16,
+            Some(Dtype::F16) => OutputDtype::F16,
+            Some(Dtype::F32) => OutputDtype::F32,
+        };
+        self.own_keys(&mut recipe, document)?;
+        if let Some(tokenizer) = &document.tokenizer {
+            let warnings = self.tokenizer(&recipe, tokenizer)?;
+            self.warnings.extend(warnings);
+        }
+        if document.name.is_some() {
+            let text = "`name` has no effect in a file with one merge";
+            self.warnings.push(format!("{}: {text}", self.path.display()));
+        }
+        Ok(recipe)
+    }
+
+    /// The whole models that are merged; other forms of inputs are refused.
+    fn inputs<'d>(&self, document: &'d Document) -> Result<&'d [Input], RecipeError> {
+        let refuse = |at: Place, what: &str, instead| {
+            Err(self.unsupported(format!("{at}: `{what}`"), instead))
+        };
+        let whole = "list whole models under `models`";
+        match &document.body {
+            Body::Slices(slices) => refuse(
+                slices.first().map_or_else(Place::default, |slice| slice.at),
+                "slices",
+                whole,
+            ),
+            Body::Modules(modules) => {
+                let at = modules.first().map_or_else(Place::default, |module| module.at);
+                refuse(at, "modules", whole)
+            }
+            Body::Models(inputs) => match &document.chat_template {
+                Some((_, at)) => refuse(*at, "chat_template", "leave it out: the base's is used"),
+                None => Ok(inputs),
+            },
+        }
+    }
+
+    /// The models besides the base, as mergekit counts them: a base that is listed is no expert, and one
+    /// that is not listed is one more model, the last, to a method without a base.
+    fn models(&mut self, recipe: &mut Recipe, inputs: &[Input]) -> Result<(), RecipeError> {
+        for input in inputs {
+            let path = self.model(&input.model)?;
+            let parameters = self.parameters(recipe, &input.parameters, true)?;
+            if recipe.has_base() && recipe.base.as_ref() == Some(&path) {
+                if !parameters.is_empty() {
+                    self.warnings.push(format!(
+                        "{}: {} is the base, so its parameters have no effect",
+                        self.path.display(),
+                        input.model
+                    ));
+                }
+                continue;
+            }
+            recipe.models.push(Model { path, parameters });
+        }
+        if recipe.models.is_empty() {
+            return Err(self.malformed("`models` lists no model besides the base"));
+        }
+        let unlisted = |base: &&PathBuf| recipe.models.iter().all(|model| model.path != **base);
+        let Some(base) = recipe.base.as_ref().filter(|_| !recipe.has_base()).filter(unlisted)
+        else {
+            return Ok(());
+        };
+        let lacks = recipe.method.parameters.iter().find(|parameter| {
+            parameter.per == Per::Model
+                && parameter.preset == Preset::Required
+                && recipe.parameters.get(parameter.name).is_none()
+        });
+        let name = recipe.method.name;
+        if let Some(parameter) = lacks {
+            return Err(self.malformed(format!(
+                "base_model: {name} sees it as one more model, and it has no `{}`; list it under `models` \
+                 with one, or leave base_model out",
+                parameter.name
+            )));
+        }
+        self.warnings.push(format!(
+            "{}: {name} sees the base_model as one more model, the last one",
+            self.path.display()
+        ));
+        recipe.models.push(Model::new(base.clone()));
+        Ok(())
+    }
+
+    /// Takes a key out of the parameters that decides about the merge as a whole.
+    fn take(
+        &self,
+        given: &mut Assignments,
+        key: &str,
+    ) -> Result<Option<(String, Place)>, RecipeError> {
+        let Some(i) = given.0.iter().position(|other| other.name == key) else { return Ok(None) };
+        let taken = given.0.remove(i);
+        match taken.setting {
+            Setting::One(Value::Word(word)) => Ok(Some((word, taken.at))),
+            // Beyond that, neighbours are the same number.
+            Setting::One(Value::Number(number)) if number.abs() < 2_f64.powi(53) => {
+                Ok(Some((number.to_string(), taken.at)))
+            }
+            Setting::One(Value::Number(_)) => {
+                Err(self.at(taken.at, format!("{key}: write so large a number in quotes")))
+            }
+            _ => Err(self.at(taken.at, format!("{key} is one word or number for the whole merge"))),
+        }
+    }
+
+    /// Parameters that the method has, by name; `own` if they are those of one model.
+    fn parameters(
+        &mut self,
+        recipe: &Recipe,
+        given: &Assignments,
+        own: bool,
+    ) -> Result<Parameters, RecipeError> {
+        let mut parameters = Parameters::default();
+        for assignment in &given.0 {
+            let (name, setting) = (assignment.name.as_str(), &assignment.setting);
+            if name == INT8_MASK && recipe.method.parameter(name).is_none() {
+                let at = assignment.at;
+                self.warnings.push(format!(
+                    "{}: {at}: int8_mask changes no value and has no effect here",
+                    self.path.display()
+                ));
+                continue;
+            }
+            if let Err(error) = recipe.check_setting(name, setting, own) {
+                let names = recipe.method.parameters.iter().map(|parameter| parameter.name);
+                let near = suggestion(name, names).is_some();
+                let meant = suggestion(name, WHOLE).filter(|_| !own && !near);
+                return Err(match (error, meant) {
+                    (RecipeError::Value { .. }, Some(meant)) => self.at(
+                        assignment.at,
+                        format!("unknown parameter `{name}`; did you mean `{meant}`?"),
+                    ),
+                    (RecipeError::Value { reason, .. }, None) => {
+                        self.at(assignment.at, format!("`{name}`: {reason}"))
+                    }
+                    (other, _) => other,
+                });
+            }
+            parameters.set(name, setting.clone());
+        }
+        Ok(parameters)
+    }
+
+    fn model(&self, reference: &ModelReference) -> Result<PathBuf, RecipeError> {
+        let ModelReference { model, lora, at } = reference;
+        if lora.is_some() {
+            return Err(self.unsupported(
+                format!("{at}: the LoRA reference {reference}"),
+                "merge the adapter into its model first, with merge_and_unload of peft",
+            ));
+        }
+        if let Some(revision) = &model.revision {
+            let name = &model.path;
+            return Err(self.unsupported(
+                format!("{at}: the revision in {reference}"),
+                format!(
+                    "name a local directory, as made by: hf download {name} --revision {revision} \
+                     --local-dir DIR"
+                ),
+            ));
+        }
+        (self.around.locate)(&model.path).map_err(|reason| self.at(*at, reason))
+    }
+
+    /// reflow's own keys.
+    fn own_keys(&self, recipe: &mut Recipe, document: &Document) -> Result<(), RecipeError> {
+        let own = &document.own;
+        recipe.include.clone_from(&own.include);
+        recipe.exclude.clone_from(&own.exclude);
+        recipe.shard_size = match own.get("shard_size") {
+            Some((size, at)) => size
+                .parse::<bytesize::ByteSize>()
+                .map_err(|error| self.at(at, format!("shard_size: {size:?}: {error}")))?
+                .as_u64(),
+            None => SHARD_SIZE,
+        };
+        if let Some((word, at)) = own.get("missing") {
+            recipe.missing = self.word("missing", word, at)?;
+        }
+        if let Some((word, at)) = own.get("vocab") {
+            recipe.vocab = self.word("vocab", word, at)?;
+        }
+        if let Some((word, at)) = own.get("nonfinite") {
+            recipe.nonfinite = self.word("nonfinite", word, at)?;
+        }
+        for (key, flag) in [
+            ("lenient", &mut recipe.lenient),
+            ("count_aliases", &mut recipe.count_aliases),
+            ("copy_code", &mut recipe.copy_code),
+        ] {
+            *flag = match own.get(key) {
+                None | Some(("false", _)) => false,
+                Some(("true", _)) => true,
+                Some((other, at)) => {
+                    return Err(self.at(at, format!("{key}: {other:?} is neither true nor false")));
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn word<T: Words>(&self, key: &str, text: &str, at: Place) -> Result<T, RecipeError> {
+        let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        T::parse(text).ok_or_else(|| {
+            self.at(at, format!("{key}: {text:?} is unknown; known: {}", words.join(", ")))
+        })
+    }
+}

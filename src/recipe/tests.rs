@@ -1,0 +1,281 @@
+//! Recipe files: what becomes of them, what is refused and with which words, and round trips.
+
+use std::path::{Path, PathBuf};
+
+use super::golden;
+use super::read::{self, Around};
+use super::*;
+
+fn read(text: &str) -> Result<(Recipe, Vec<String>), String> {
+    let around = Around {
+        exists: &|_| false,
+        locate: &|name| Ok(PathBuf::from(name)),
+        method: Recipe::method,
+    };
+    read::parse(Path::new("r.yml"), text, &around).map_err(|error| error.to_string())
+}
+
+fn parsed(text: &str) -> Result<Recipe, String> {
+    read(text).map(|(recipe, _)| recipe)
+}
+
+/// With mergekit's own methods.
+fn mergekits(text: &str) -> Result<(Recipe, Vec<String>), String> {
+    golden::parsed(text).map_err(|error| error.to_string())
+}
+
+/// The error about `text` has all of `parts`.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(read: Result<T, String>, parts: &[&str]) {
+    let error = read.expect_err(&format!("{parts:?}"));
+    for part in parts {
+        assert!(error.contains(part), "{error:?} lacks {part:?}");
+    }
+}
+
+const SMALL: &str = "merge_method: pcb\nbase_model: b\nmodels:\n  - model: x\n";
+const TIES: &str =
+    "merge_method: ties\nbase_model: b\nmodels:\n  - model: x\n    parameters: {weight: 1}\n";
+
+fn pcb(base: &str, models: Vec<Model>) -> Recipe {
+    Recipe::new(Recipe::method("pcb", None).unwrap(), Some(base.into()), models)
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    assert_eq!(read(SMALL).unwrap(), (pcb("b", vec![Model::new("x")]), vec![]));
+}
+
+#[test]
+fn everything_survives_a_round_trip() {
+    let mut models = vec![Model::new("x: y").with("lambda", 1.25), Model::new("z")];
+    for (model, text) in [
+        (0, "[{filter: mlp, value: [-0.1, 2]}, {filter: '', value: []}, {value: 1e-7}]"),
+        (1, "[0.1, '2', 1e30]"),
+    ] {
+        models[model].parameters.set("lambda", mergekit::setting("lambda", text).unwrap());
+    }
+    let mut recipe = pcb("dir/base model", models);
+    recipe.parameters.set("variant", Setting::One(Value::Word("paper".to_owned())));
+    recipe.parameters.set("keep", Setting::number(0.05));
+    recipe.scope = Scope::Layer;
+    recipe.include = vec!["*.weight".into()];
+    recipe.exclude = vec!["*{a,b}*".into(), "\"quoted\"".into()];
+    recipe.dtype = OutputDtype::F16;
+    recipe.shard_size = 123_456;
+    recipe.missing = Missing::Base;
+    recipe.vocab = Vocab::Common;
+    recipe.nonfinite = NonFinite::Base;
+    recipe.lenient = true;
+    recipe.count_aliases = true;
+    recipe.copy_code = true;
+    let text = recipe.to_yaml(|path| path.display().to_string());
+    let again = parsed(&text).unwrap();
+    assert_eq!(again.to_yaml(|path| path.display().to_string()), text);
+    recipe.parameters = recipe.parameters.complete(recipe.method);
+    assert_eq!(again, recipe, "{text}");
+}
+
+#[test]
+fn the_habits_of_mergekit_recipes_are_understood() {
+    let recipe = parsed(
+        "merge_method: pcb\nbase_model: {model: b}\nmodels:\n  - model: b\n  - model: {model: {path: x}}\n    \
+         parameters: {lambda: \"1.5\"}\n  - model: z\nparameters: {keep: 1e-1, lambda: 2}\nout_dtype: torch.float16\n\
+         dtype: float32\nshard_size: 2GB\n",
+    )
+    .unwrap();
+    let values = recipe.values(super::Place { tensor: "w", t: 0.0 }).unwrap();
+    assert_eq!(values.each("lambda"), [1.5, 2.0]);
+    assert_eq!(recipe.merge_values().unwrap().number("keep"), 0.1);
+    assert_eq!(recipe.dtype, OutputDtype::F16);
+    assert_eq!(recipe.shard_size, 2_000_000_000);
+}
+
+#[test]
+fn what_decides_about_the_whole_merge_stands_among_the_common_parameters() {
+    let own = |text: &str| parsed(&format!("{SMALL}parameters: {{{text}}}\n"));
+    assert_eq!(own("scope: layer").unwrap().scope, Scope::Layer);
+    assert_eq!(own("seed: 7").unwrap().seed, 7);
+    assert_eq!(own(&format!("seed: '{}'", u64::MAX)).unwrap().seed, u64::MAX);
+    refused(own(&format!("seed: {}", u64::MAX)), &["line 5", "in quotes"]);
+    refused(own("seed: 1.5"), &["line 5", "not a whole number"]);
+    refused(own("scope: [layer, model]"), &["line 5", "one word or number"]);
+    refused(own("scope: layers"), &["line 5", "known: model, layer, tensor"]);
+    refused(own("scpoe: layer"), &["line 5", "did you mean `scope`?"]);
+}
+
+#[test]
+fn unknown_names_are_refused_with_line_and_suggestion() {
+    for (line, name, meant) in [
+        ("paramters: {keep: 0.1}", "paramters", "parameters"),
+        ("parameters: {kep: 0.1}", "kep", "keep"),
+        ("    parameters: {lamda: 0.1}", "lamda", "lambda"),
+    ] {
+        let name = format!("`{name}`");
+        let meant = format!("did you mean `{meant}`?");
+        refused(parsed(&format!("{SMALL}{line}\n")), &["r.yml: line 5", &name, &meant]);
+    }
+    for (typed, meant) in [("wieght", "weight"), ("densty", "density"), ("lambd", "lambda")] {
+        let meant = format!("did you mean `{meant}`?");
+        refused(mergekits(&format!("{TIES}parameters: {{{typed}: 1}}\n")), &["line 6", &meant]);
+    }
+    refused(
+        mergekits(&TIES.replace("weight: 1", "weight: {fliter: mlp, value: 1}")),
+        &["line 5", "`fliter`", "did you mean `filter`?"],
+    );
+    refused(
+        mergekits(&TIES.replace("    parameters: {weight: 1}", "    parameters:\n    weight: 1")),
+        &["line 6", "`weight`", "indent"],
+    );
+}
+
+#[test]
+fn the_name_of_a_method_is_suggested() {
+    for name in registry::names() {
+        for typed in [name.to_uppercase(), format!("{name}s"), name.replace('_', "-")] {
+            if registry::find(&typed, None).is_some() {
+                continue;
+            }
+            refused(
+                parsed(&SMALL.replace("pcb", &typed)),
+                &[
+                    "r.yml: line 1",
+                    "merge_method: ",
+                    "is unknown",
+                    &format!("did you mean {name}?"),
+                ],
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
+    for (text, parts) in [
+        (
+            "merge_method: pcb\nbase_model: b\nslices:\n  - sources: [{model: x, layer_range: [0, 2]}]\n"
+                .to_owned(),
+            ["line 4", "`slices`", "`models`"],
+        ),
+        (
+            "merge_method: pcb\nbase_model: b\nmodules: {m: {models: [{model: x}]}}\n".to_owned(),
+            ["line 3", "`modules`", "`models`"],
+        ),
+        (format!("{SMALL}chat_template: chatml\n"), ["line 5", "`chat_template`", "leave it out"]),
+        (SMALL.replace("model: x", "model: x+l"), ["line 4", "the LoRA reference x+l", "peft"]),
+        (
+            SMALL.replace("model: x", "model: o/x@v2"),
+            ["line 4", "the revision in o/x@v2", "hf download o/x --revision v2"],
+        ),
+        (format!("{SMALL}tokenizer_source: union\n"), ["line 5", "`union`", "source: base`"]),
+        (format!("{SMALL}tokenizer: {{}}\n"), ["line 5", "means `union`", "source: base`"]),
+        (
+            format!("{SMALL}tokenizer: {{source: base, tokens: {{a: {{source: x}}}}}}\n"),
+            ["line 5", "`tokens`", "source: base`"],
+        ),
+        (
+            format!("{SMALL}tokenizer: {{source: base, pad_to_multiple_of: 64}}\n"),
+            ["line 5", "`pad_to_multiple_of`", "leave it out"],
+        ),
+        (
+            format!("{SMALL}---\n{SMALL}"),
+            ["a file with 2 merges", "is not supported", "a file of its own"],
+        ),
+    ] {
+        refused(parsed(&text), &parts);
+        refused(parsed(&text), &["is not supported by reflow; "]);
+    }
+}
+
+#[test]
+fn bad_values_name_the_key_and_what_is_known() {
+    for (line, part) in [
+        ("dtype: int8", "bfloat16"),
+        ("shard_size: 5 parsecs", "shard_size"),
+        ("merge_method: pcb", "column 1: duplicate mapping key: merge_method"),
+        ("vocab: most", "known: error, common"),
+        ("lenient: 3", "neither true nor false"),
+        ("parameters: {variant: e}", "\"e\" is unknown; known: a, b, c, d, paper"),
+        ("parameters: {keep: lots}", "`keep`: lots is not a fraction"),
+        ("parameters: {keep: 1.5}", "`keep`: 1.5 is not a fraction between 0 and 1"),
+        ("parameters: {keep: [0.1, 0.2]}", "no gradient"),
+        ("    parameters: {keep: 0.1}", "it is one for all models"),
+    ] {
+        refused(parsed(&format!("{SMALL}{line}\n")), &["r.yml: line 5", part]);
+    }
+    refused(parsed("merge_method: pcb\nmodels: [{model: x}]\n"), &["base_model"]);
+    refused(
+        parsed("merge_method: pcb\nbase_model: b\nmodels: [{model: b}]\n"),
+        &["besides the base"],
+    );
+    refused(parsed("merge_method: pcb\nmodels: []\n"), &["`models` is empty"]);
+    assert!(parsed("- just\n- a list\n").is_err() && parsed("").is_err());
+}
+
+#[test]
+fn the_base_counts_as_in_mergekit() {
+    let paths = |recipe: &Recipe| -> Vec<String> {
+        recipe.models.iter().map(|model| model.path.display().to_string()).collect()
+    };
+    // Experts are seen relative to it: listed or not, it is none of them.
+    let listed = TIES.replace("models:\n", "models:\n  - model: b\n    parameters: {weight: 3}\n");
+    let (recipe, warnings) = mergekits(&listed).unwrap();
+    assert_eq!(paths(&recipe), ["x"]);
+    assert!(
+        warnings[0].contains("b is the base, so its parameters have no effect"),
+        "{warnings:?}"
+    );
+    assert_eq!(recipe, mergekits(TIES).unwrap().0);
+    // It is one more model: the last, if it is not listed.
+    let linear = TIES.replace("ties", "linear");
+    let (recipe, warnings) = mergekits(&format!("{linear}parameters: {{weight: 2}}\n")).unwrap();
+    assert_eq!((paths(&recipe), recipe.donor()), (vec!["x".to_owned(), "b".to_owned()], 1));
+    assert!(warnings[0].contains("linear sees the base_model as one more model"), "{warnings:?}");
+    refused(mergekits(&linear), &["base_model: linear sees it as one more model", "`weight`"]);
+    let (recipe, _) = mergekits(&listed.replace("ties", "linear")).unwrap();
+    assert_eq!((paths(&recipe), recipe.donor()), (vec!["b".to_owned(), "x".to_owned()], 0));
+    // Without a base, the first model lends config and tokenizer.
+    let (recipe, _) = mergekits(&linear.replace("base_model: b\n", "")).unwrap();
+    assert_eq!((paths(&recipe), recipe.donor()), (vec!["x".to_owned()], 0));
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    let (_, warnings) = mergekits(&format!("{TIES}parameters: {{int8_mask: true}}\n")).unwrap();
+    assert!(warnings[0].contains("line 6") && warnings[0].contains("int8_mask"), "{warnings:?}");
+    let (_, warnings) = read(&format!("name: one\n{SMALL}")).unwrap();
+    assert!(warnings[0].contains("`name` has no effect"), "{warnings:?}");
+}
+
+#[test]
+fn a_tokenizer_is_accepted_where_no_row_has_to_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (model, vocabulary, usage) in [("b", "1", "1"), ("x", "1", "2"), ("y", "2", "1")] {
+        std::fs::create_dir(dir.path().join(model)).unwrap();
+        std::fs::write(dir.path().join(model).join("tokenizer.json"), vocabulary).unwrap();
+        std::fs::write(dir.path().join(model).join("tokenizer_config.json"), usage).unwrap();
+    }
+    std::fs::create_dir(dir.path().join("z")).unwrap();
+    let with = |model: &str, tokenizer: &str| {
+        let text = format!(
+            "merge_method: pcb\nbase_model: {}\nmodels: [{{model: {}}}]\n{tokenizer}\n",
+            path("b"),
+            path(model)
+        );
+        read(&text).map(|(_, warnings)| warnings)
+    };
+    for base in ["tokenizer_source: base", "tokenizer: {source: base}"] {
+        assert_eq!(with("x", base), Ok(vec![]));
+        let warnings = with("y", base).unwrap();
+        assert!(warnings[0].contains("tokenizer.json of") && warnings[0].contains("none is moved"));
+    }
+    let source = |model: &str| format!("tokenizer_source: {}", path(model));
+    assert_eq!(with("x", &source("b")), Ok(vec![]));
+    let warnings = with("x", &source("x")).unwrap();
+    assert!(warnings[0].contains("tokenizer_config.json of"), "{warnings:?}");
+    refused(with("x", &source("y")), &["line 4", "whose tokenizer.json is not the donor's"]);
+    refused(with("x", &source("z")), &["line 4", "has no file with tokens"]);
+    let none = mergekits("merge_method: karcher\nmodels: [{model: x}]\ntokenizer_source: base\n");
+    refused(none, &["line 3", "needs a `base_model`"]);
+}
