@@ -1,9 +1,9 @@
 //! Sums of products and sign counts of rows, exact up to a written rounding of each term.
 
-/// Bits between two grids of [`dot`].
+/// Bits between two grids of `dot`.
 pub const GRID: i32 = 40;
 
-/// Most elements that [`dot`] can take at once: its sums stay exact.
+/// Most elements that `dot` can take at once: its sums stay exact.
 pub const DOT_MOST: usize = 4096;
 
 /// The number of the grid for products of magnitudes up to `x` and `y`, both finite: all of them are below
