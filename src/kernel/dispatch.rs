@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{keys, math, moments};
+use super::{blend, keys, math, moments};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,27 @@ kernels! {
 
     /// Number of zeros, of either sign.
     fn zeros(values: &[f32]) -> u64 = moments::zeros;
+
+    /// `out` = sum of `weights[i] * rows[i]`, added in order, starting from zero.
+    fn weighted_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) = blend::weighted_sum;
+
+    /// The same with each product and the sum that it is added to rounded together.
+    fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) = blend::fused_sum;
+
+    /// The weighted sum of those elements that have the sign of the whole sum (`votes`), which counts as
+    /// positive if it is zero; `shares` = the sum of their weights, 1 if that is zero.
+    fn elected_sum(
+        rows: &[&[f32]], weights: &[f32], votes: &mut [f32], shares: &mut [f32], out: &mut [f32],
+    ) = blend::elected_sum;
+
+    /// Divides each element by that of another row.
+    fn divide(divisors: &[f32], out: &mut [f32]) = blend::divide;
+
+    /// Divides each element by one number.
+    fn divide_by(divisor: f32, out: &mut [f32]) = blend::divide_by;
+
+    /// `out` = `base + factor * out`.
+    fn add_base(base: &[f32], factor: f32, out: &mut [f32]) = blend::add_base;
 
     /// e to the power of each value, within 2 ulp.
     fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;

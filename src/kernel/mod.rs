@@ -5,6 +5,7 @@
 //! bits on every length, alignment and special value, because no operation is fused or reordered
 //! and exp and tanh are our own. Equal inputs give equal outputs at every position.
 
+mod blend;
 mod dispatch;
 pub mod dtype;
 mod float8;

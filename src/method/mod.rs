@@ -12,8 +12,11 @@
 //! The state of a stage is a monoid: [`Stage::empty`], [`Stage::add`], [`Stage::merge`]. A pass
 //! may therefore be cut into any tiles on any number of threads.
 
+mod arithmetic;
 mod erased;
+mod linear;
 mod memory;
+mod pass;
 pub mod pcb;
 pub mod registry;
 mod unit;
@@ -221,6 +224,11 @@ pub enum MethodError {
         /// The parameter.
         parameter: &'static str,
     },
+    /// The sum of the weights, by which is to be divided, is zero.
+    #[error(
+        "the weights add up to zero, so there is no mean; change a weight, or set normalize: false"
+    )]
+    NoWeight,
     /// A score is infinite or NaN although all weights are finite.
     #[error(
         "the competition score of expert {expert} (counted from 1) overflows f32: its weights or \

@@ -4,11 +4,11 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Method, Values, pcb};
+use super::{Method, Values, arithmetic, linear, pcb};
 use crate::kernel::Kernels;
 
 /// All methods; the first of a name is its default dialect.
-pub static ENTRIES: &[&Entry] = &[&pcb::ENTRY];
+pub static ENTRIES: &[&Entry] = &[&pcb::ENTRY, &linear::ENTRY, &arithmetic::task_arithmetic::ENTRY];
 
 /// Over what statistics are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,8 +12,11 @@ use tempfile::TempDir;
 
 use crate::support::reflow;
 
-/// Methods of which every case must run.
-const COMPLETE: &[&str] = &[];
+/// Methods of which every case must run but those in [`REFUSED`].
+const COMPLETE: &[&str] = &["linear", "task_arithmetic"];
+
+/// Cases that are refused on purpose: a merge of nothing into the base.
+const REFUSED: &[&str] = &["no-experts"];
 
 /// What may differ by the table in `docs/methods.md`, in units of the last place of the largest magnitude among inputs and
 /// result at the element: for results in f32, and in bf16.
@@ -180,7 +183,9 @@ fn every_method_that_is_there_agrees_with_mergekit() {
         let expected = &results[&case.name];
         let title = format!("{} {}", case.method, case.name);
         let Some(ours) = merged(&dir.path().join(&case.inputs), &case.recipe.to_string()) else {
-            refused.push((case.method.clone(), title));
+            if !REFUSED.contains(&case.name.as_str()) {
+                refused.push((case.method.clone(), title));
+            }
             continue;
         };
         assert_eq!(ours.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{title}");

@@ -1,0 +1,135 @@
+//! Weighted sums of rows, one row after another, one rounding for each operation.
+
+/// `out` = sum of `weights[i] * rows[i]`, added in order, starting from zero.
+#[inline(always)]
+pub(super) fn weighted_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for (row, &weight) in rows.iter().zip(weights) {
+        for (sum, &x) in out.iter_mut().zip(*row) {
+            *sum += weight * x;
+        }
+    }
+}
+
+/// The same with each product and the sum that it is added to rounded together: in doubles, in which the
+/// product is exact, and then to `f32`.
+#[inline(always)]
+pub(super) fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for (row, &weight) in rows.iter().zip(weights) {
+        let weight = f64::from(weight);
+        for (sum, &x) in out.iter_mut().zip(*row) {
+            *sum = (weight * f64::from(x) + f64::from(*sum)) as f32;
+        }
+    }
+}
+
+/// The weighted sum of those elements that have the sign of the whole sum, which counts as positive if it is
+/// zero; `shares` = the sum of their weights, 1 if that is zero. Zeros have no sign.
+#[inline(always)]
+pub(super) fn elected_sum(
+    rows: &[&[f32]],
+    weights: &[f32],
+    votes: &mut [f32],
+    shares: &mut [f32],
+    out: &mut [f32],
+) {
+    weighted_sum(rows, weights, votes);
+    out.fill(0.0);
+    shares.fill(0.0);
+    for (row, &weight) in rows.iter().zip(weights) {
+        let columns = out.iter_mut().zip(&mut *shares).zip(*row).zip(&*votes);
+        for (((sum, share), &x), &vote) in columns {
+            let term = weight * x;
+            let agrees = if vote >= 0.0 { term > 0.0 } else { term < 0.0 };
+            *sum += if agrees { term } else { 0.0 };
+            *share += if agrees { weight } else { 0.0 };
+        }
+    }
+    for share in shares {
+        *share = if *share == 0.0 { 1.0 } else { *share };
+    }
+}
+
+/// Divides each element by that of another row.
+#[inline(always)]
+pub(super) fn divide(divisors: &[f32], out: &mut [f32]) {
+    for (x, &divisor) in out.iter_mut().zip(divisors) {
+        *x /= divisor;
+    }
+}
+
+/// Divides each element by one number.
+#[inline(always)]
+pub(super) fn divide_by(divisor: f32, out: &mut [f32]) {
+    for x in out {
+        *x /= divisor;
+    }
+}
+
+/// `out` = `base + factor * out`. A factor of 1 changes nothing.
+#[inline(always)]
+pub(super) fn add_base(base: &[f32], factor: f32, out: &mut [f32]) {
+    for (x, &base) in out.iter_mut().zip(base) {
+        *x = base + factor * *x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kernel::Kernels;
+
+    /// Rows of both signs with zeros, of every length around the widths of vectors.
+    fn rows(len: usize) -> Vec<Vec<f32>> {
+        let value = |i: usize, k: usize| match (i * 7 + k * 13) % 11 {
+            0 => 0.0,
+            1 => -0.0,
+            m => (m as f32 - 6.3) * 1.1f32.powi((k % 40) as i32 - 20),
+        };
+        (0..3).map(|i| (0..len).map(|k| value(i, k)).collect()).collect()
+    }
+
+    #[test]
+    fn all_paths_give_the_bits_of_a_plain_loop() {
+        let weights = [0.3f32, -1.7, 0.9];
+        for len in (0..70).chain([255, 4096]) {
+            let rows = rows(len);
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            for kernels in Kernels::available() {
+                let [mut sum, mut votes, mut shares, mut elected] =
+                    [(); 4].map(|()| vec![9.0f32; len]);
+                kernels.weighted_sum(&rows, &weights, &mut sum);
+                kernels.elected_sum(&rows, &weights, &mut votes, &mut shares, &mut elected);
+                let (mut divided, mut halved) = (elected.clone(), sum.clone());
+                kernels.divide(&shares, &mut divided);
+                kernels.divide_by(2.5, &mut halved);
+                let (mut merged, mut fused) = (sum.clone(), vec![9.0f32; len]);
+                kernels.fused_sum(&rows, &weights, &mut fused);
+                kernels.add_base(rows[0], 0.7, &mut merged);
+                for k in 0..len {
+                    let terms: Vec<f32> = (0..3).map(|i| weights[i] * rows[i][k]).collect();
+                    let total = 0.0 + terms[0] + terms[1] + terms[2];
+                    let sign = if total >= 0.0 { 1.0 } else { -1.0 };
+                    let (mut part, mut share) = (0.0f32, 0.0f32);
+                    for i in (0..3).filter(|&i| terms[i] * sign > 0.0) {
+                        part += terms[i];
+                        share += weights[i];
+                    }
+                    let share = if share == 0.0 { 1.0 } else { share };
+                    let got =
+                        [sum[k], votes[k], shares[k], elected[k], divided[k], halved[k], merged[k]];
+                    let want = [
+                        total,
+                        total,
+                        share,
+                        part,
+                        part / share,
+                        total / 2.5,
+                        rows[0][k] + 0.7 * total,
+                    ];
+                    assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{len} {k}");
+                }
+            }
+        }
+    }
+}
