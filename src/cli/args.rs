@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::method::Strategy;
 use crate::recipe::{
     Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words,
 };
@@ -230,6 +231,9 @@ pub(super) struct RunArgs {
     /// How inputs are read
     #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
     pub(super) io: IoRequest,
+    /// How order statistics are found: the same bytes in two reads, or in five (for tests)
+    #[arg(long, hide = true, value_parser = word::<Strategy>(), default_value = "fused")]
+    pub(super) selection: Strategy,
     /// Start over instead of going on where an earlier attempt stopped
     #[arg(long)]
     pub(super) restart: bool,

@@ -50,6 +50,7 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         memory: args.memory,
         threads: args.threads.map(usize::from),
         io: args.io,
+        strategy: args.selection,
         tile: args.tile.map(|tile| tile as usize),
         checkpoint: args.checkpoint,
         reread: args.reread,

@@ -57,6 +57,8 @@ pub enum Work<'a> {
         stage: &'a dyn AnyStage,
         /// Which of the unit's elements.
         range: Range<u64>,
+        /// Takes what the stage hands out.
+        keep: &'a dyn Keep,
     },
     /// All stages of units that fit in a tile each.
     Whole {
@@ -86,6 +88,15 @@ pub struct PassResult {
     /// How much of the work is done: elements from the start of the range, or units merged whole. All of
     /// it, unless the pass was stopped from outside.
     pub done: u64,
+}
+
+/// Takes what stages hand out, from any worker.
+pub trait Keep: Sync {
+    /// Keeps a parcel.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    fn keep(&self, parcel: &[u8]) -> Result<(), SinkError>;
 }
 
 /// Takes finished bytes.

@@ -27,7 +27,7 @@ use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, TileSink, Work};
 use crate::method::State;
-use crate::plan::{Tile, tiles};
+use crate::plan::{Tile, sampled, tiles};
 
 /// The right to have one tile in memory, with the buffer for its output.
 #[derive(Default)]
@@ -39,16 +39,25 @@ struct Ticket {
 struct Loaded {
     /// Its place in plan order.
     number: u64,
-    unit: Option<u32>,
-    tile: Tile,
+    planned: Planned,
     bytes: Vec<TileBytes>,
     ticket: Ticket,
+}
+
+/// A tile to come.
+#[derive(Clone, Copy)]
+struct Planned {
+    /// The unit it makes up, if it is whole.
+    unit: Option<u32>,
+    tile: Tile,
+    /// How much is done after it, in [`PassResult::done`]'s terms.
+    reach: u64,
 }
 
 /// A tile whose output is ready to be written.
 struct Finished {
     number: u64,
-    tile: Tile,
+    planned: Planned,
     ticket: Ticket,
 }
 
@@ -81,7 +90,7 @@ pub(super) fn run(
             .collect();
         // The threads hold the channel ends that they need; these would keep the others waiting.
         drop((loaded, to_writer));
-        let writer = scope.spawn(move || write(context, work, sink, &finished, &free));
+        let writer = scope.spawn(move || write(context, sink, &finished, &free));
 
         // A failed thread makes its neighbours end early without an error of their own.
         let issued = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
@@ -118,29 +127,31 @@ fn read(
     pool: &Receiver<Ticket>,
     to_workers: &Sender<Loaded>,
 ) -> Result<u64, EngineError> {
-    let mut asked: Option<(Option<u32>, Tile, Vec<ByteRange>, Ticket)> = None;
+    let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
     let (mut number, mut issued) = (0, 0);
     while !context.cancel.load(Ordering::Relaxed) {
         let coming = match next.next() {
-            Some((unit, tile)) => {
+            Some(planned) => {
                 let Ok(ticket) = pool.recv() else { break };
-                let ranges = ranges(context, tile);
+                let ranges = ranges(context, planned.tile);
                 source.prefetch(&ranges);
-                Some((unit, tile, ranges, ticket))
+                Some((planned, ranges, ticket))
             }
             None => None,
         };
         let last = coming.is_none();
-        if let Some((unit, tile, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
+        if let Some((planned, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
             let bytes = source.read(&ranges)?;
-            if to_workers.send(Loaded { number, unit, tile, bytes, ticket }).is_err() {
+            if to_workers.send(Loaded { number, planned, bytes, ticket }).is_err() {
                 break;
             }
             number += 1;
-            issued += work.worth(tile);
+            issued = planned.reach;
         }
         if last {
+            // Behind the last run of a sample there are elements that it passes over.
+            issued = work.all().unwrap_or(issued);
             break;
         }
     }
@@ -172,7 +183,8 @@ fn compute(
 ) -> Result<Part, EngineError> {
     let mut worker = Worker::new(context, work);
     let mut cut = false;
-    for Loaded { number, unit, tile, bytes, mut ticket } in loaded {
+    for Loaded { number, planned, bytes, mut ticket } in loaded {
+        let Planned { unit, tile, .. } = planned;
         let segment = &context.plan.segments[tile.segment as usize];
         if work.writes() {
             ticket.out.resize(tile.elements as usize * segment.out_size as usize, 0);
@@ -196,9 +208,12 @@ fn compute(
         if !work.writes() {
             // The reader may have read its last tile and be gone; there may be more to work on.
             let _gone = free.send(ticket);
-        } else if to_writer.send(Finished { number, tile, ticket }).is_err() {
+        } else if to_writer.send(Finished { number, planned, ticket }).is_err() {
             break;
         }
+    }
+    if !cut {
+        worker.hand_out()?;
     }
     let replaced = worker.replaced();
     Ok(Part { state: worker.state, outcomes: worker.outcomes, replaced, cut })
@@ -207,20 +222,19 @@ fn compute(
 /// Writes tiles in plan order; returns how much, in [`PassResult::done`]'s terms.
 fn write(
     context: &Context<'_>,
-    work: &Work<'_>,
     sink: &mut dyn TileSink,
     finished: &Receiver<Finished>,
     free: &Sender<Ticket>,
 ) -> Result<u64, EngineError> {
     let (mut early, mut next, mut written) = (BTreeMap::new(), 0, 0);
-    for Finished { number, tile, ticket } in finished {
-        let _new = early.insert(number, (tile, ticket));
-        while let Some((tile, ticket)) = early.remove(&next) {
+    for Finished { number, planned, ticket } in finished {
+        let _new = early.insert(number, (planned, ticket));
+        while let Some((Planned { tile, reach, .. }, ticket)) = early.remove(&next) {
             let segment = &context.plan.segments[tile.segment as usize];
             let offset = segment.offset + tile.start * u64::from(segment.out_size);
             sink.write(segment.shard as usize, offset, &ticket.out)?;
             next += 1;
-            written += work.worth(tile);
+            written = reach;
             // The reader may have read its last tile and be gone.
             let _gone = free.send(ticket);
         }
@@ -259,31 +273,39 @@ fn combine(work: &Work<'_>, parts: Vec<Part>, done: u64) -> PassResult {
 }
 
 impl Work<'_> {
-    /// What a finished tile adds to [`PassResult::done`].
-    fn worth(&self, tile: Tile) -> u64 {
+    /// What is done when all tiles of a fold are.
+    fn all(&self) -> Option<u64> {
         match self {
-            Work::Copies { .. } | Work::Stage { .. } => u64::from(tile.elements),
-            Work::Whole { .. } => 1,
+            Work::Stage { range, .. } => Some(range.end.saturating_sub(range.start)),
+            Work::Copies { .. } | Work::Whole { .. } => None,
         }
     }
 
-    /// The tiles of this pass, each with the unit it makes up if it is whole.
-    fn tiles<'b>(
-        &'b self,
-        plan: &'b crate::plan::Plan,
-    ) -> Box<dyn Iterator<Item = (Option<u32>, Tile)> + 'b> {
+    /// The tiles of this pass.
+    fn tiles<'b>(&'b self, plan: &'b crate::plan::Plan) -> Box<dyn Iterator<Item = Planned> + 'b> {
         let most = plan.budget.tile_elements;
+        let in_sequence = |listed, range| {
+            tiles(&plan.segments, listed, range, most).scan(0, |reach, tile| {
+                *reach += u64::from(tile.elements);
+                Some(Planned { unit: None, tile, reach: *reach })
+            })
+        };
         match self {
-            Work::Copies { segments, range } => Box::new(
-                tiles(&plan.segments, segments, range.clone(), most).map(|tile| (None, tile)),
-            ),
-            Work::Stage { unit, range, .. } => Box::new(
-                tiles(&plan.segments, plan.unit_segments(*unit), range.clone(), most)
-                    .map(|tile| (None, tile)),
-            ),
-            Work::Whole { units } => Box::new(units.iter().flat_map(move |&unit| {
+            Work::Copies { segments, range } => Box::new(in_sequence(segments, range.clone())),
+            Work::Stage { unit, stage, range, .. } => {
+                let listed = plan.unit_segments(*unit);
+                let Some(sampling) = stage.sample() else {
+                    return Box::new(in_sequence(listed, range.clone()));
+                };
+                let runs = sampling.runs(range.clone(), plan.view(*unit).elements);
+                let start = range.start;
+                let sampled = sampled(&plan.segments, listed, runs, most);
+                let planned = move |(tile, end)| Planned { unit: None, tile, reach: end - start };
+                Box::new(sampled.map(planned))
+            }
+            Work::Whole { units } => Box::new((1..).zip(*units).flat_map(move |(reach, &unit)| {
                 tiles(&plan.segments, plan.unit_segments(unit), 0..u64::MAX, most)
-                    .map(move |tile| (Some(unit), tile))
+                    .map(move |tile| Planned { unit: Some(unit), tile, reach })
             })),
         }
     }

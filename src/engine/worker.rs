@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
-use super::{Context, EngineError, Work};
-use crate::method::{AnyStage, BLOCK, Next, Outcome, State, block_len};
+use super::{Context, EngineError, Keep, SinkError, Work};
+use crate::method::{AnyStage, BLOCK, Held, Next, Outcome, State, block_len};
 use crate::plan::Action;
 
 /// Tiles of up to this many elements are finished before a merge stops: that takes milliseconds, and all that a
@@ -56,9 +56,9 @@ impl<'a> Worker<'a> {
     ) -> Result<(), EngineError> {
         match (self.work, unit) {
             (Work::Copies { .. }, _) => self.copy(tile, out),
-            (Work::Stage { stage, .. }, _) => {
+            (Work::Stage { stage, keep, .. }, _) => {
                 let Some(mut state) = self.state.take() else { return Ok(()) };
-                let done = self.stage(*stage, &mut state, tile, out);
+                let done = self.stage(*stage, &mut state, tile, out, *keep);
                 self.state = Some(state);
                 done
             }
@@ -77,6 +77,7 @@ impl<'a> Worker<'a> {
         state: &mut State,
         tile: &TileData<'_>,
         out: &mut [u8],
+        keep: &dyn Keep,
     ) -> Result<(), EngineError> {
         let size = tile.segment.out_size as usize;
         let block = block_len(tile.segment.grain);
@@ -92,10 +93,26 @@ impl<'a> Worker<'a> {
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
             self.decoder
                 .block(self.context, tile, at, len, |block| stage.add(state, block, values))?;
+            if let Some(parcel) = stage.hand_out(state, false) {
+                keep.keep(&parcel)?;
+            }
             if stage.writes() {
                 let out = &mut out[at * size..(at + len) * size];
                 encode(self.context, tile, at, values, out)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Hands out what the state of a streamed stage should not hold any longer.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(super) fn hand_out(&mut self) -> Result<(), EngineError> {
+        if let (Work::Stage { stage, keep, .. }, Some(state)) = (self.work, &mut self.state)
+            && let Some(parcel) = stage.hand_out(state, true)
+        {
+            keep.keep(&parcel)?;
         }
         Ok(())
     }
@@ -109,14 +126,18 @@ impl<'a> Worker<'a> {
     ) -> Result<Outcome, EngineError> {
         let named =
             |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
-        let mut stage = self.context.method.start(self.context.plan.view(unit)).map_err(named)?;
+        let view = self.context.plan.view(unit);
+        let mut stage = self.context.method.start_at_hand(view).map_err(named)?;
         let before = self.decoder.replaced;
         loop {
             // Every pass meets the same values that are not finite: count those of the last.
             self.decoder.replaced = before;
-            let mut state = stage.empty();
-            self.stage(&*stage, &mut state, tile, out)?;
-            match stage.finish(state).map_err(named)? {
+            let (mut state, held) = (stage.empty(), Held::default());
+            self.stage(&*stage, &mut state, tile, out, &held)?;
+            if let Some(parcel) = stage.hand_out(&mut state, true) {
+                held.keep(parcel);
+            }
+            match stage.finish(state, &held).map_err(named)? {
                 Next::Stage(next) => stage = next,
                 Next::Done(outcome) => return Ok(outcome),
             }
@@ -165,6 +186,14 @@ impl<'a> Worker<'a> {
                 });
             }
         }
+        Ok(())
+    }
+}
+
+/// Parcels of a unit that is merged in one go stay in memory with it.
+impl Keep for Held {
+    fn keep(&self, parcel: &[u8]) -> Result<(), SinkError> {
+        Held::keep(self, parcel.to_vec());
         Ok(())
     }
 }

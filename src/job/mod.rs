@@ -6,6 +6,7 @@
 //!   state/plan.json       what is being made
 //!   state/journal         how far it has come
 //!   state/fold-U-S-E      what a fold has gathered
+//!   state/kept-U-S-E      what it has put aside on the way
 //!   model/NAME.part       shards being written; no loader looks for that name
 //!   model/                finished shards, side files, index, manifest
 //! OUT/                    appears by one rename of model/
@@ -19,6 +20,7 @@ mod inputs;
 mod journal;
 mod manifest;
 mod output;
+mod parcels;
 #[cfg(test)]
 mod powerloss;
 mod preflight;
@@ -96,6 +98,7 @@ impl Job {
             kernels,
             base: recipe.has_base(),
             seed: recipe.seed,
+            strategy: settings.strategy,
             values: recipe.merge_values()?,
         };
         let method = (recipe.method.build)(&setup);

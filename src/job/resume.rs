@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Job;
 use super::journal::{Cursor, Journal, Written};
 use super::output::file_of;
+use super::parcels::Shelf;
 use super::snapshots::Snapshots;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
@@ -67,6 +68,7 @@ pub(super) fn resume(
     job: &Job,
     journal: &mut Journal,
     snapshots: &Snapshots<'_>,
+    shelf: &Shelf<'_>,
 ) -> Result<Option<UnderWay>, Error> {
     loop {
         let cursor = journal.cursor();
@@ -74,7 +76,7 @@ pub(super) fn resume(
             return Ok(None);
         }
         let streamed = job.plan.runs.contains(&Run::Streamed(cursor.units));
-        let found = if streamed { replay(job, snapshots, &cursor) } else { None };
+        let found = if streamed { replay(job, snapshots, shelf, &cursor) } else { None };
         if found.is_some() {
             return Ok(found);
         }
@@ -82,14 +84,20 @@ pub(super) fn resume(
     }
 }
 
-fn replay(job: &Job, snapshots: &Snapshots<'_>, cursor: &Cursor) -> Option<UnderWay> {
+fn replay(
+    job: &Job,
+    snapshots: &Snapshots<'_>,
+    shelf: &Shelf<'_>,
+    cursor: &Cursor,
+) -> Option<UnderWay> {
     let unit = cursor.units;
     let view = &job.plan.units.get(unit as usize)?.view;
     let elements = view.elements;
     let mut stage = job.method.start(view).ok()?;
     for finished in 0..cursor.stage {
         let state = stage.load(&snapshots.load(unit, finished, elements)?)?;
-        let Next::Stage(next) = stage.finish(state).ok()? else { return None };
+        let parcels = shelf.of(unit, finished);
+        let Next::Stage(next) = stage.finish(state, &parcels).ok()? else { return None };
         stage = next;
     }
     if stage.writes() != cursor.writes && cursor.elements > 0 {
@@ -119,12 +127,23 @@ pub(super) fn read(job: &Job, cursor: &Cursor) -> u64 {
                 .sum(),
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
-                let passes = job.method.passes(plan.view(*unit)).len() as u64;
+                let view = plan.view(*unit);
+                let passes = job.method.passes(view).len();
+                let sampled = job.method.sampled(view);
+                let whole = plan.input_bytes(segments);
+                // A missed bracket adds passes that no plan knew of.
+                let share = |pass: usize| match sampled {
+                    Some((samples, sampling)) if pass < samples => sampling.share(),
+                    _ if pass < passes => 1.0,
+                    _ => 0.0,
+                };
+                let read = |pass: usize, bytes: u64| (bytes as f64 * share(pass)) as u64;
+                let stage = cursor.stage as usize;
                 match unit.cmp(&cursor.units) {
-                    std::cmp::Ordering::Less => passes * plan.input_bytes(segments),
+                    std::cmp::Ordering::Less => (0..passes).map(|pass| read(pass, whole)).sum(),
                     std::cmp::Ordering::Equal => {
-                        u64::from(cursor.stage) * plan.input_bytes(segments)
-                            + part(segments, cursor.elements)
+                        (0..stage).map(|pass| read(pass, whole)).sum::<u64>()
+                            + read(stage, part(segments, cursor.elements))
                     }
                     std::cmp::Ordering::Greater => 0,
                 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::journal::{Cursor, Journal, Record};
 use super::output::{self, Output};
+use super::parcels::Shelf;
 use super::resume::{self, UnderWay};
 use super::snapshots::Snapshots;
 use super::staging::{Place, Staging};
@@ -21,8 +22,8 @@ use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Work, host};
 use crate::error::Error;
-use crate::method::{AnyStage, Next, Outcome, State};
-use crate::plan::Run;
+use crate::method::{AnyStage, Next, Outcome, Sampling, State};
+use crate::plan::{Grain, Run};
 use crate::progress::{Event, Progress};
 
 /// Output bytes per piece of a map: what a kill can cost.
@@ -116,8 +117,13 @@ fn in_staging(
     }
     let snapshots = Snapshots::new(&*job.storage, &staging.state());
     resume::recheck(job, &staging.model(), &mut journal)?;
-    let under_way = resume::resume(job, &mut journal, &snapshots)?;
+    let shelf = Shelf::new(&*job.storage, &staging.state());
+    let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
     let cursor = journal.cursor();
+    // Parcels of pieces that have no record, or none any more.
+    shelf.forget(|(u, s, from)| {
+        u != cursor.units || s > cursor.stage || s == cursor.stage && from >= cursor.elements
+    });
     if journal.last().is_some() {
         progress.event(&Event::Notice { text: "going on where an earlier run stopped" });
     }
@@ -125,6 +131,8 @@ fn in_staging(
     reading.keep_cache = job.keep_cache;
     reading.grain = job.plan.budget.grain;
     let source = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
+    reading.grain = Grain::Sparse;
+    let sampler = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
     let config = SinkConfig { chunk: job.plan.budget.write_behind, keep_cache: job.keep_cache };
     let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
     let output = Output::new(&job.plan, place, journal.records())?;
@@ -135,9 +143,11 @@ fn in_staging(
         context,
         staging,
         source,
+        sampler,
         output,
         journal,
         snapshots,
+        shelf: &shelf,
         cursor,
         under_way,
         total,
@@ -199,9 +209,12 @@ struct Passes<'a> {
     context: Context<'a>,
     staging: &'a Staging<'a>,
     source: Source,
+    /// Reads samples, and little beside what is asked for.
+    sampler: Source,
     output: Output<'a>,
     journal: Journal,
     snapshots: Snapshots<'a>,
+    shelf: &'a Shelf<'a>,
     cursor: Cursor,
     under_way: Option<UnderWay>,
     /// Bytes that all passes read.
@@ -223,11 +236,9 @@ impl Passes<'_> {
         let plan = self.context.plan;
         let total = plan.elements(segments);
         while self.cursor.copied < total {
-            let range = self.piece(segments, self.cursor.copied, total, true);
+            let range = self.piece(segments, self.cursor.copied, total, true, 1.0);
             let work = Work::Copies { segments, range: range.clone() };
-            let result = self.pass("copy", &work, |passes, done| {
-                passes.bytes(segments, range.start..range.start + done)
-            })?;
+            let result = self.pass("copy", &work)?;
             self.cursor.copied += result.done;
             self.record(true)?;
             go_on(result.done == range.end - range.start)?;
@@ -248,10 +259,7 @@ impl Passes<'_> {
                 fits
             });
             let now = &left[..fits.count()];
-            let result =
-                self.pass("all passes in memory", &Work::Whole { units: now }, |_, done| {
-                    now[..done as usize].iter().map(bytes).sum()
-                })?;
+            let result = self.pass("all passes in memory", &Work::Whole { units: now })?;
             let done = result.done as usize;
             self.report.replaced += result.replaced;
             for (unit, outcome) in result.outcomes {
@@ -280,7 +288,8 @@ impl Passes<'_> {
         };
         loop {
             let gathered = self.stage(unit, &*stage, state.take(), total)?;
-            match stage.finish(gathered).map_err(named)? {
+            let parcels = self.shelf.of(unit, self.cursor.stage);
+            match stage.finish(gathered, &parcels).map_err(named)? {
                 Next::Stage(next) => {
                     stage = next;
                     self.cursor.stage += 1;
@@ -293,6 +302,7 @@ impl Passes<'_> {
                     self.record(false)?;
                     // This unit's are kept: a resume may find some of its bytes damaged.
                     self.snapshots.forget(|u, _, _| u < unit);
+                    self.shelf.forget(|(u, _, _)| u < unit);
                     return Ok(());
                 }
             }
@@ -311,12 +321,14 @@ impl Passes<'_> {
         let segments = plan.unit_segments(unit);
         self.cursor.writes = stage.writes();
         while self.cursor.elements < total {
-            let range = self.piece(segments, self.cursor.elements, total, stage.writes());
-            let work = Work::Stage { unit, stage, range: range.clone() };
-            let result = self.pass(stage.name(), &work, |passes, done| {
-                passes.bytes(segments, range.start..range.start + done)
-            })?;
+            // A piece of a sample reaches over as many elements as cost the usual number of bytes.
+            let share = stage.sample().map_or(1.0, Sampling::share);
+            let range = self.piece(segments, self.cursor.elements, total, stage.writes(), share);
+            let bundle = self.shelf.begin((unit, self.cursor.stage, self.cursor.elements));
+            let work = Work::Stage { unit, stage, range: range.clone(), keep: &bundle };
+            let result = self.pass(stage.name(), &work)?;
             if result.done > 0 {
+                bundle.seal()?;
                 if stage.writes() {
                     self.report.replaced += result.replaced;
                 }
@@ -353,7 +365,14 @@ impl Passes<'_> {
     }
 
     /// The next piece of work: so many elements that the usual number of bytes is written or read.
-    fn piece(&self, segments: &[u32], from: u64, total: u64, writes: bool) -> Range<u64> {
+    fn piece(
+        &self,
+        segments: &[u32],
+        from: u64,
+        total: u64,
+        writes: bool,
+        share: f64,
+    ) -> Range<u64> {
         let plan = self.context.plan;
         let all = segments.iter().map(|&s| &plan.segments[s as usize]);
         let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
@@ -362,37 +381,27 @@ impl Passes<'_> {
             .max()
             .unwrap_or(1);
         let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
+        let elements = ((most / widest) as f64 / share) as u64;
         // No piece ends amid a grain, and each has at least one.
-        let to = total.min(from + (most / widest).max(grain));
+        let to = total.min(from.saturating_add(elements.max(grain)));
         from..if to < total { plan.aligned(segments, to) } else { total }
-    }
-
-    /// Input bytes of a range of elements.
-    fn bytes(&self, segments: &[u32], range: Range<u64>) -> u64 {
-        let plan = self.context.plan;
-        let up_to = |elements: u64| -> u64 {
-            plan.first(segments, elements).map(|(s, covered)| covered * s.element_bytes()).sum()
-        };
-        up_to(range.end) - up_to(range.start)
     }
 
     fn done(&mut self, unit: u32, outcome: Outcome) {
         self.report.units.push((self.context.plan.view(unit).name.clone(), outcome));
     }
 
-    /// Runs one piece; `bytes` tells how many bytes reading so much of it takes.
-    fn pass(
-        &mut self,
-        name: &'static str,
-        work: &Work<'_>,
-        bytes: impl Fn(&Self, u64) -> u64,
-    ) -> Result<PassResult, EngineError> {
+    /// Runs one piece.
+    fn pass(&mut self, name: &'static str, work: &Work<'_>) -> Result<PassResult, EngineError> {
         let progress = self.context.progress;
         progress.event(&Event::PassStarted { name });
         let begin = Instant::now();
-        let result = engine::run(&self.context, work, &mut self.source, &mut self.output)?;
+        let sampled = matches!(work, Work::Stage { stage, .. } if stage.sample().is_some());
+        let source = if sampled { &mut self.sampler } else { &mut self.source };
+        let before = source.bytes_read();
+        let result = engine::run(&self.context, work, source, &mut self.output)?;
         let seconds = begin.elapsed().as_secs_f64();
-        let read = bytes(self, result.done);
+        let read = source.bytes_read() - before;
         progress.event(&Event::PassFinished { name, bytes: read, seconds });
         match self.report.passes.iter_mut().find(|pass| pass.name == name) {
             Some(pass) => {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::bracket::{self, Guess, Judged, Rows};
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{blend, keys, math, moments};
@@ -224,6 +225,24 @@ kernels! {
         inter: Inter, base: &[f32], taus: &[&[f32]], bounds: &[Bounds], cuts: &[Cut],
         lambdas: &[f32], scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
     ) = pcb::map;
+
+    /// S: the sum of the task vectors.
+    fn pcb_sum(taus: &[&[f32]], out: &mut [f32]) = pcb::sum;
+
+    /// Compares scores that are not quite known with a threshold that is not quite known. See
+    /// [`bracket`].
+    fn pcb_judge(
+        factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, rows: &mut Rows, flags: &mut [u32],
+    ) -> Judged = bracket::judge;
+
+    /// Scores of elements of one expert, given by its task vector and the sum of all.
+    fn pcb_rescore(
+        factor: f32, tau: &[f32], sum: &[f32], bounds: Bounds, rows: &mut Rows, out: &mut [f32],
+    ) = bracket::rescore;
+
+    /// Counts the keys of magnitudes below a bracket of keys and flags those in it.
+    fn mark_magnitudes(values: &[f32], span: (u32, u32), bit: u32, flags: &mut [u32]) -> u32
+        = bracket::mark_magnitudes;
 
     /// Products of two rows.
     fn products(a: &[f32], b: &[f32], out: &mut [f32]) = pcb::products;

@@ -6,6 +6,7 @@
 //! and exp and tanh are our own. Equal inputs give equal outputs at every position.
 
 mod blend;
+pub mod bracket;
 mod dispatch;
 pub mod dtype;
 mod float8;

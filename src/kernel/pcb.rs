@@ -96,11 +96,11 @@ impl Scratch {
 
 /// Above this many experts exp(n) would overflow, and n (z^2 - 1) is used instead, which scales all
 /// scores of all experts by one constant.
-const SHIFT_ABOVE: usize = 80;
+pub const SHIFT_ABOVE: usize = 80;
 
 impl Bounds {
     #[inline(always)]
-    fn clamped(self, tau: f32) -> f32 {
+    pub(super) fn clamped(self, tau: f32) -> f32 {
         let magnitude = tau.abs();
         let raised = if magnitude < self.lo { self.lo } else { magnitude };
         if raised > self.hi { self.hi } else { raised }
@@ -108,7 +108,7 @@ impl Bounds {
 
     /// What to divide by; any number where all magnitudes are clamped to one value.
     #[inline(always)]
-    fn width(self) -> f32 {
+    pub(super) fn width(self) -> f32 {
         let width = self.hi - self.lo;
         if width > 0.0 { width } else { 1.0 }
     }
@@ -117,6 +117,12 @@ impl Bounds {
 #[inline(always)]
 fn sign_of(tau: f32) -> f32 {
     if tau == 0.0 { 0.0 } else { 1f32.copysign(tau) }
+}
+
+/// The sum of rows: S, as `scores` computes it.
+#[inline(always)]
+pub(super) fn sum(taus: &[&[f32]], out: &mut [f32]) {
+    sum_rows(taus.iter().copied(), out);
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use super::{Block, MethodError, Next, Stage};
+use super::{Block, MethodError, Next, Parcels, Sampling, Stage};
 
 /// The state of some stage. Belongs to the stage that made it.
 pub struct State(Box<dyn Any + Send>);
@@ -15,6 +15,8 @@ pub trait AnyStage: Send + Sync {
     fn name(&self) -> &'static str;
     /// See [`Stage::writes`].
     fn writes(&self) -> bool;
+    /// See [`Stage::sample`].
+    fn sample(&self) -> Option<Sampling>;
     /// See [`Stage::empty`].
     fn empty(&self) -> State;
     /// See [`Stage::add`].
@@ -25,11 +27,13 @@ pub trait AnyStage: Send + Sync {
     fn save(&self, state: &mut State) -> Vec<u8>;
     /// See [`Stage::load`].
     fn load(&self, saved: &[u8]) -> Option<State>;
-    /// See [`Stage::finish`].
+    /// See [`Stage::hand_out`].
+    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>>;
+    /// See [`Stage::conclude`].
     ///
     /// # Errors
-    /// Those of [`Stage::finish`].
-    fn finish(self: Box<Self>, state: State) -> Result<Next, MethodError>;
+    /// Those of [`Stage::conclude`].
+    fn finish(self: Box<Self>, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError>;
 }
 
 impl<S: Stage> AnyStage for S {
@@ -39,6 +43,10 @@ impl<S: Stage> AnyStage for S {
 
     fn writes(&self) -> bool {
         Stage::writes(self)
+    }
+
+    fn sample(&self) -> Option<Sampling> {
+        Stage::sample(self)
     }
 
     fn empty(&self) -> State {
@@ -61,8 +69,12 @@ impl<S: Stage> AnyStage for S {
         Some(State(Box::new(Stage::load(self, saved)?)))
     }
 
-    fn finish(self: Box<Self>, state: State) -> Result<Next, MethodError> {
-        Stage::finish(*self, take::<S>(state))
+    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>> {
+        Stage::hand_out(self, own::<S>(state), all)
+    }
+
+    fn finish(self: Box<Self>, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError> {
+        Stage::conclude(*self, take::<S>(state), parcels)
     }
 }
 

@@ -1,8 +1,9 @@
 //! A whole merge on arrays in memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Outcome, UnitView};
+use super::{AnyStage, BLOCK, Block, Held, Method, MethodError, Next, Outcome, UnitView};
 
 /// Merges one unit held in memory, its tensors laid end to end.
 ///
@@ -14,7 +15,9 @@ use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Outcome, UnitView
 /// use reflow::method::{UnitView, Values, registry, run_in_memory};
 ///
 /// let values = Values::new(1).with_word("variant", "a").with("keep", 0.5);
-/// let setup = registry::Setup { kernels: kernel::select()?, base: true, seed: 0, values: values.clone() };
+/// let kernels = kernel::select()?;
+/// let (strategy, values_of_all) = (Default::default(), values.clone());
+/// let setup = registry::Setup { kernels, base: true, seed: 0, strategy, values: values_of_all };
 /// let pcb = (registry::find("pcb", None).ok_or("no such method")?.build)(&setup);
 /// let unit = UnitView::array("numbers", 4, values.with_each("lambda", &[1.0]));
 /// let (merged, outcome) = run_in_memory(&*pcb, &unit, &[1.0; 4], &[&[0.0, 0.1, 0.2, 0.3]])?;
@@ -49,19 +52,34 @@ fn run_stage(
     rows: &[&[f32]],
     merged: &mut [f32],
 ) -> Result<Next, MethodError> {
-    let mut state = stage.empty();
-    for (place, tensor) in unit.tensors.iter().enumerate() {
-        let step = block_len(method.grain(tensor));
-        for first in (0..tensor.elements).step_by(step) {
-            let begin = (tensor.first + first) as usize;
-            let range = begin..begin + step.min((tensor.elements - first) as usize);
-            let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
-            let base = base.get(range.clone()).unwrap_or_default();
-            let out = if stage.writes() { &mut merged[range] } else { &mut [] };
-            stage.add(&mut state, &Block { tensor: place, first, base, rows: &rows }, out);
+    let (mut state, held) = (stage.empty(), Held::default());
+    let mut add = |run: Range<u64>| {
+        for (place, tensor) in unit.tensors.iter().enumerate() {
+            let step = block_len(method.grain(tensor)) as u64;
+            let end = run.end.min(tensor.first + tensor.elements);
+            let mut begin = run.start.max(tensor.first);
+            while begin < end {
+                let range = begin as usize..end.min(begin + step) as usize;
+                let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
+                let base = base.get(range.clone()).unwrap_or_default();
+                let out = if stage.writes() { &mut merged[range] } else { &mut [] };
+                let first = begin - tensor.first;
+                stage.add(&mut state, &Block { tensor: place, first, base, rows: &rows }, out);
+                if let Some(parcel) = stage.hand_out(&mut state, false) {
+                    held.keep(parcel);
+                }
+                begin += step;
+            }
         }
+    };
+    match stage.sample() {
+        Some(sampling) => sampling.runs(0..unit.elements, unit.elements).for_each(add),
+        None => add(0..unit.elements),
     }
-    stage.finish(state)
+    if let Some(parcel) = stage.hand_out(&mut state, true) {
+        held.keep(parcel);
+    }
+    stage.finish(state, &held)
 }
 
 /// Elements of a block where `grain` elements must meet: as many grains as fit in [`BLOCK`], at least one.

@@ -16,9 +16,11 @@ mod arithmetic;
 mod erased;
 mod linear;
 mod memory;
+mod parcels;
 mod pass;
 pub mod pcb;
 pub mod registry;
+mod sampling;
 mod unit;
 
 use std::fmt;
@@ -26,7 +28,9 @@ use std::sync::Arc;
 
 pub use erased::{AnyStage, State};
 pub use memory::{block_len, run_in_memory};
+pub use parcels::{Held, Lost, Parcels};
 pub use registry::{Entry, Scope, Setup};
+pub use sampling::Sampling;
 pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
 
 /// The number of elements that a kernel works on at a time: small enough that base, task
@@ -86,6 +90,11 @@ pub trait Method: Send + Sync {
     /// The passes over a unit, the last one being the map.
     fn passes(&self, unit: &UnitView) -> Vec<&'static str>;
 
+    /// The sample that the first so many of these passes read; the others read everything.
+    fn sampled(&self, _unit: &UnitView) -> Option<(usize, Sampling)> {
+        None
+    }
+
     /// An upper bound for the bytes of state that one worker holds during any pass.
     fn state_bytes(&self, unit: &UnitView) -> u64;
 
@@ -94,6 +103,15 @@ pub trait Method: Send + Sync {
     /// # Errors
     /// If the parameters make no sense for it.
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError>;
+
+    /// Starts the merge of a unit whose elements are all in memory, where passes are cheap and room
+    /// for records is not there. Its stages sample nothing and hand out nothing.
+    ///
+    /// # Errors
+    /// Those of [`Method::start`].
+    fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        self.start(unit)
+    }
 }
 
 /// One pass over the elements of a unit.
@@ -109,6 +127,13 @@ pub trait Stage: Send + Sync + 'static {
         false
     }
 
+    /// The sample of the unit that this pass reads instead of all elements. What it finds may
+    /// change how fast the merge goes on, never its result. Only for methods whose blocks may begin
+    /// anywhere.
+    fn sample(&self) -> Option<Sampling> {
+        None
+    }
+
     /// The neutral element.
     fn empty(&self) -> Self::State;
 
@@ -117,6 +142,13 @@ pub trait Stage: Send + Sync + 'static {
 
     /// Adds what another worker has gathered.
     fn merge(&self, into: &mut Self::State, from: Self::State);
+
+    /// Takes out of the state what it should not hold any longer, to be kept elsewhere and seen
+    /// again in [`Stage::conclude`]. Asked after every block; the flag demands all of it, before the state is
+    /// merged or saved.
+    fn hand_out(&self, _state: &mut Self::State, _all: bool) -> Option<Vec<u8>> {
+        None
+    }
 
     /// The state as bytes, so that an interrupted pass can go on later.
     fn save(&self, state: &Self::State) -> Vec<u8>;
@@ -129,6 +161,17 @@ pub trait Stage: Send + Sync + 'static {
     /// # Errors
     /// If the statistics show that the unit cannot be merged.
     fn finish(self, state: Self::State) -> Result<Next, MethodError>;
+
+    /// Like [`Stage::finish`], for stages that have handed out parcels.
+    ///
+    /// # Errors
+    /// Those of [`Stage::finish`], and [`MethodError::Lost`].
+    fn conclude(self, state: Self::State, _parcels: &dyn Parcels) -> Result<Next, MethodError>
+    where
+        Self: Sized,
+    {
+        self.finish(state)
+    }
 }
 
 /// What follows a finished pass.
@@ -146,11 +189,24 @@ impl Next {
     }
 }
 
+/// How order statistics are found. Changes no byte of the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// From a sample, a scan that counts around what the sample says, and a merge: two reads.
+    #[default]
+    Fused,
+    /// By counting the digits of keys: two reads for each statistic.
+    Radix,
+}
+
 /// What is worth telling about a merged unit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Elements of the unit.
     pub elements: u64,
+    /// Brackets from a sample that did not hold what they should, so that more was read. An expert
+    /// may count twice.
+    pub missed: u64,
     /// One entry per expert, in recipe order; none if there is nothing to tell.
     pub experts: Vec<ExpertOutcome>,
 }
@@ -205,6 +261,9 @@ impl fmt::Display for Note {
 /// Why a method cannot merge a unit.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MethodError {
+    /// What a pass had handed out is gone.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// The rank of the threshold lies past the last element.
     #[error(
         "keep = {keep} is too small to keep any of {elements} elements; use a larger keep or a wider scope"

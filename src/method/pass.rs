@@ -65,6 +65,6 @@ impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Stage 
     }
 
     fn finish(self, _state: Scratch) -> Result<Next, MethodError> {
-        Ok(Next::Done(Outcome { elements: self.elements, experts: Vec::new() }))
+        Ok(Next::Done(Outcome { elements: self.elements, ..Outcome::default() }))
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Method, Values, arithmetic, linear, pcb};
+use super::{Method, Strategy, Values, arithmetic, linear, pcb};
 use crate::kernel::Kernels;
 
 /// All methods; the first of a name is its default dialect.
@@ -142,6 +142,8 @@ pub struct Setup {
     pub base: bool,
     /// The seed of random methods.
     pub seed: u64,
+    /// How order statistics are found.
+    pub strategy: Strategy,
     /// The parameters that have one value for the whole merge.
     pub values: Values,
 }

@@ -25,7 +25,7 @@ pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub use select::Selection;
 pub use summary::{PassSummary, PlanSummary};
-pub use tiles::{Tile, tiles};
+pub use tiles::{Tile, sampled, tiles};
 pub use units::{Positions, Unit, layer};
 
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};

@@ -155,14 +155,14 @@ fn passes(plan: &Plan, method: &dyn Method) -> Vec<PassSummary> {
             }
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
-                let names = method.passes(plan.view(*unit));
+                let view = plan.view(*unit);
+                let (names, sampled) = (method.passes(view), method.sampled(view));
                 for (i, name) in names.iter().enumerate() {
                     let writes = i + 1 == names.len();
-                    add(
-                        name,
-                        plan.input_bytes(segments),
-                        if writes { written(segments) } else { 0 },
-                    );
+                    let share = sampled.filter(|&(samples, _)| i < samples);
+                    let share = share.map_or(1.0, |(_, sampling)| sampling.share());
+                    let read = (plan.input_bytes(segments) as f64 * share) as u64;
+                    add(name, read, if writes { written(segments) } else { 0 });
                 }
             }
         }

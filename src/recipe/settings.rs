@@ -1,6 +1,7 @@
 //! How a recipe is run. Nothing here changes a byte of the output.
 
 use super::Words;
+use crate::method::Strategy;
 
 /// How inputs are to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,11 @@ impl Words for IoRequest {
         ("pread", IoRequest::Pread),
         ("direct", IoRequest::Direct),
     ];
+}
+
+impl Words for Strategy {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("fused", Strategy::Fused), ("radix", Strategy::Radix)];
 }
 
 /// Where a run stops by itself, to see what it has left: before so many calls that write.
@@ -52,6 +58,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// How inputs are read.
     pub io: IoRequest,
+    /// How order statistics are found.
+    pub strategy: Strategy,
     /// Elements per tile.
     pub tile: Option<usize>,
     /// Bytes between two records of progress, if not the usual.

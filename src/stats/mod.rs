@@ -5,14 +5,20 @@
 
 mod codec;
 mod dot;
+mod ladder;
+mod pile;
 mod rows;
 mod select;
+mod sketch;
 mod sum;
 mod tensor;
 
 pub use codec::{Reader, Writer};
 pub use dot::DotSum;
+pub use ladder::{Ladder, Rung};
+pub use pile::{Pile, unpack};
 pub use rows::{Ranked, RowCounts, RowSelection, Selected};
 pub use select::{Counts, SMALL, Selector};
+pub use sketch::{Brackets, EVERYTHING, Sketch, Sketched, Sketches, Span};
 pub use sum::FixedSum;
 pub use tensor::{Magnitudes, TensorStats};

@@ -91,8 +91,8 @@ fn the_plan_tells_what_will_happen_and_reads_no_data() {
     assert_eq!(plan["merged_parameters"], plan["parameters"]);
     let passes: Vec<&str> =
         plan["passes"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
-    assert_eq!(passes, ["magnitudes", "scores", "merge"]);
-    assert_eq!(plan["read"].as_u64().unwrap(), 3 * 3 * 2 * plan["parameters"].as_u64().unwrap());
+    assert_eq!(passes, ["scan", "merge"]);
+    assert_eq!(plan["read"].as_u64().unwrap(), 2 * 3 * 2 * plan["parameters"].as_u64().unwrap());
     assert_eq!(plan["memory"]["limit"], 100 << 20);
     assert_eq!(plan["shards"][0]["file"], "model.safetensors");
     assert!(json["space"]["needed"].as_u64().unwrap() > 0);

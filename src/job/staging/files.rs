@@ -7,12 +7,15 @@ use super::{lock, plan_file};
 use crate::engine::sink::{SinkError, Storage, durable};
 use crate::error::{Error, IoContext};
 use crate::job::journal;
+use crate::job::parcels::Shelf;
 use crate::job::snapshots::Snapshots;
 
 /// Whether `name` is one that the state directory may hold.
 pub(super) fn is_state(name: &str) -> bool {
     let name = target(name);
-    matches!(name, lock::FILE | plan_file::FILE | journal::FILE) || Snapshots::owns(name)
+    matches!(name, lock::FILE | plan_file::FILE | journal::FILE)
+        || Snapshots::owns(name)
+        || Shelf::owns(name)
 }
 
 /// The file that an unfinished one would become.

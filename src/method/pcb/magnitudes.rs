@@ -15,6 +15,8 @@ pub(super) struct Magnitudes {
     elements: u64,
     threshold_rank: u64,
     selection: RowSelection,
+    /// Brackets that were missed before.
+    missed: u64,
 }
 
 pub(super) struct State {
@@ -26,7 +28,12 @@ impl Magnitudes {
     pub(super) fn new(setup: Arc<Setup>, elements: u64, threshold_rank: u64) -> Self {
         let ranks = setup.clamp_ranks(elements).to_vec();
         let selection = RowSelection::new(setup.experts(), elements, ranks);
-        Self { setup, elements, threshold_rank, selection }
+        Self { setup, elements, threshold_rank, selection, missed: 0 }
+    }
+
+    /// The same, after so many brackets were missed.
+    pub(super) fn after(self, missed: u64) -> Self {
+        Self { missed, ..self }
     }
 }
 
@@ -78,14 +85,15 @@ impl Stage for Magnitudes {
             })
             .unzip();
         let (rank, elements) = (self.threshold_rank, self.elements);
-        Ok(Next::stage(Scores::new(self.setup, elements, rank, bounds, findings)))
+        let scores = Scores::new(self.setup, elements, rank, bounds, findings);
+        Ok(Next::stage(scores.after(self.missed)))
     }
 }
 
 /// The policy for clamp bounds that coincide (the authors' programs return NaN for the whole
 /// model): the upper one becomes the largest magnitude. Keeping it would clamp a mostly zero
 /// task vector to zero while its weights dilute the other experts.
-fn settle(lo: f32, hi: f32, largest: f32) -> (Bounds, Findings) {
+pub(super) fn settle(lo: f32, hi: f32, largest: f32) -> (Bounds, Findings) {
     let mut notes = Vec::new();
     let empty = largest == 0.0;
     let mut settled = hi;

@@ -13,6 +13,8 @@ pub(super) struct Map {
     bounds: Vec<Bounds>,
     cuts: Vec<Cut>,
     findings: Vec<Findings>,
+    /// Brackets that were missed before.
+    missed: u64,
 }
 
 pub(super) struct State {
@@ -28,7 +30,12 @@ impl Map {
         cuts: Vec<Cut>,
         findings: Vec<Findings>,
     ) -> Self {
-        Self { setup, elements, bounds, cuts, findings }
+        Self { setup, elements, bounds, cuts, findings, missed: 0 }
+    }
+
+    /// The same, after so many brackets were missed.
+    pub(super) fn after(self, missed: u64) -> Self {
+        Self { missed, ..self }
     }
 }
 
@@ -80,6 +87,6 @@ impl Stage for Map {
     fn finish(self, state: State) -> Result<Next, MethodError> {
         let experts = self.findings.into_iter().zip(state.tallies);
         let experts = experts.map(|(f, t)| f.outcome(t.kept, t.weight())).collect();
-        Ok(Next::Done(Outcome { elements: self.elements, experts }))
+        Ok(Next::Done(Outcome { elements: self.elements, missed: self.missed, experts }))
     }
 }

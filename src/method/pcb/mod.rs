@@ -9,7 +9,11 @@
 //! The authors' repository (github.com/duguodong7/pcb-merging) holds four programs that differ
 //! in the clamp and in the inter-competition term: variants `a` to `d`. Variant `paper` is the
 //! softmax form of the article itself. `docs/methods.md` has the formulas.
+//!
+//! The two folds above are the radix plan, the simple one. [`Strategy::Fused`] finds the same
+//! statistics in one read: see `fused`.
 
+mod fused;
 mod magnitudes;
 mod map;
 mod paper;
@@ -24,10 +28,11 @@ use std::sync::Arc;
 
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{
-    AnyStage, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, UnitView, Values,
+    AnyStage, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling, Strategy,
+    UnitView, Values,
 };
 use crate::kernel::Kernels;
-use crate::kernel::pcb::{Inter, Tally};
+use crate::kernel::pcb::{Inter, SHIFT_ABOVE, Tally};
 use crate::stats::{Reader, Selector, Writer};
 
 /// Which published definition of PCB is computed.
@@ -111,7 +116,8 @@ pub static ENTRY: Entry = Entry {
     ],
     build: |setup| {
         let variant = Variant::named(setup.values.word("variant"));
-        Box::new(Pcb::new(variant, setup.values.number("keep"), setup.kernels))
+        let pcb = Pcb::new(variant, setup.values.number("keep"), setup.kernels);
+        Box::new(pcb.with_strategy(setup.strategy))
     },
 };
 
@@ -121,6 +127,8 @@ pub struct Pcb {
     variant: Variant,
     keep: f64,
     kernels: &'static Kernels,
+    strategy: Strategy,
+    tuning: fused::Tuning,
 }
 
 /// What all stages of a unit share.
@@ -130,12 +138,20 @@ struct Setup {
     experts: usize,
     lambdas: PerTensor<Vec<f32>>,
     kernels: &'static Kernels,
+    tuning: fused::Tuning,
 }
 
 impl Pcb {
     /// PCB that keeps the fraction `keep` of each expert. Its lambdas come with each unit.
     pub fn new(variant: Variant, keep: f64, kernels: &'static Kernels) -> Self {
-        Self { variant, keep, kernels }
+        let (strategy, tuning) = (Strategy::default(), fused::Tuning::default());
+        Self { variant, keep, kernels, strategy, tuning }
+    }
+
+    /// The same method with its statistics found in another way.
+    #[must_use]
+    pub fn with_strategy(self, strategy: Strategy) -> Self {
+        Self { strategy, ..self }
     }
 
     fn setup(&self, unit: &UnitView) -> Setup {
@@ -145,7 +161,16 @@ impl Pcb {
             experts: unit.experts,
             lambdas: unit.each_tensor(|values: &Values| values.each_f32("lambda")),
             kernels: self.kernels,
+            tuning: self.tuning,
         }
+    }
+
+    /// Whether the scan of `fused` can be had: for scores of one product, and where exp(n) is small
+    /// enough not to be shifted.
+    fn is_fused(&self, unit: &UnitView) -> bool {
+        self.strategy == Strategy::Fused
+            && matches!(self.variant, Variant::A | Variant::B)
+            && unit.experts <= SHIFT_ABOVE
     }
 }
 
@@ -155,8 +180,13 @@ impl Method for Pcb {
     }
 
     fn passes(&self, unit: &UnitView) -> Vec<&'static str> {
-        let small = unit.elements <= crate::stats::SMALL;
         let mut passes = Vec::new();
+        if self.is_fused(unit) {
+            passes.extend(fused::passes(self.tuning, unit.elements));
+            passes.push("merge");
+            return passes;
+        }
+        let small = unit.elements <= crate::stats::SMALL;
         if self.variant == Variant::Paper {
             passes.extend(["products", "softmax sums"]);
         } else {
@@ -173,16 +203,34 @@ impl Method for Pcb {
         passes
     }
 
+    fn sampled(&self, unit: &UnitView) -> Option<(usize, Sampling)> {
+        // All but the scan and the map.
+        let samples = self.passes(unit).len() - 2;
+        let sampled = self.is_fused(unit) && samples > 0;
+        sampled.then(|| (samples, fused::sampling(unit.elements)))
+    }
+
     fn state_bytes(&self, unit: &UnitView) -> u64 {
         let n = unit.experts as u64;
         let ranks = if self.variant == Variant::Paper { 1 } else { 2 };
         let counts = Selector::state_bytes(unit.elements, ranks);
         let pairs = if self.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
         let rows = (4 * n + 4) * super::BLOCK as u64 * 4;
-        n * counts + rows + pairs * 32
+        let radix = n * counts + rows + pairs * 32;
+        // A missed bracket may end in the radix plan.
+        if self.is_fused(unit) { radix.max(fused::state_bytes(n)) } else { radix }
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        if !self.is_fused(unit) {
+            return self.start_at_hand(unit);
+        }
+        let setup = Arc::new(self.setup(unit));
+        let rank = setup.threshold_rank(unit.elements)?;
+        Ok(fused::start(setup, unit.elements, rank))
+    }
+
+    fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
         let setup = Arc::new(self.setup(unit));
         let rank = setup.threshold_rank(unit.elements)?;
         Ok(match setup.variant {

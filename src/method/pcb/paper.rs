@@ -368,6 +368,6 @@ impl Stage for Map {
     fn finish(self, state: MapState) -> Result<Next, MethodError> {
         let experts = self.findings.into_iter().zip(state.tallies);
         let experts = experts.map(|(f, t)| f.outcome(t.kept, t.weight())).collect();
-        Ok(Next::Done(Outcome { elements: self.elements, experts }))
+        Ok(Next::Done(Outcome { elements: self.elements, missed: 0, experts }))
     }
 }

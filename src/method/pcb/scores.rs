@@ -16,6 +16,8 @@ pub(super) struct Scores {
     bounds: Vec<Bounds>,
     findings: Vec<Findings>,
     selection: RowSelection,
+    /// Brackets that were missed before.
+    missed: u64,
 }
 
 pub(super) struct State {
@@ -35,7 +37,12 @@ impl Scores {
         findings: Vec<Findings>,
     ) -> Self {
         let selection = RowSelection::new(bounds.len(), elements, vec![rank]);
-        Self { setup, elements, bounds, findings, selection }
+        Self { setup, elements, bounds, findings, selection, missed: 0 }
+    }
+
+    /// The same, after so many brackets were missed.
+    pub(super) fn after(self, missed: u64) -> Self {
+        Self { missed, ..self }
     }
 }
 
@@ -110,13 +117,14 @@ impl Stage for Scores {
                 cut(keys::score(row.value(0)), keys::score(row.largest), findings)
             })
             .collect();
-        Ok(Next::stage(Map::new(self.setup, self.elements, self.bounds, cuts, self.findings)))
+        let map = Map::new(self.setup, self.elements, self.bounds, cuts, self.findings);
+        Ok(Next::stage(map.after(self.missed)))
     }
 }
 
 /// The weights' scale: s = (B - threshold) / (largest - threshold), switched off where that
 /// would be 0 / 0 (again NaN for the whole model in the authors' programs).
-fn cut(threshold: f32, largest: f32, findings: &mut Findings) -> Cut {
+pub(super) fn cut(threshold: f32, largest: f32, findings: &mut Findings) -> Cut {
     let span = largest - threshold;
     let active = span > 0.0 && !findings.empty;
     if span <= 0.0 && !findings.empty {

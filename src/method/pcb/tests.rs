@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use super::{Pcb, Setup, Variant};
 use crate::kernel;
-use crate::method::{BLOCK, Block, Method, Next, Note, Outcome, UnitView, Values, run_in_memory};
+use crate::method::{
+    BLOCK, Block, Held, Method, Next, Note, Outcome, Sampling, UnitView, Values, run_in_memory,
+};
 
 const ALL: [Variant; 5] = [Variant::A, Variant::B, Variant::C, Variant::D, Variant::Paper];
 
 /// PCB and the lambdas of its experts.
-struct Case {
-    method: Pcb,
-    lambdas: Vec<f64>,
+#[derive(Clone)]
+pub(super) struct Case {
+    pub(super) method: Pcb,
+    pub(super) lambdas: Vec<f64>,
 }
 
 fn pcb(variant: Variant, keep: f64, lambdas: &[f32]) -> Case {
@@ -22,7 +25,7 @@ fn pcb(variant: Variant, keep: f64, lambdas: &[f32]) -> Case {
 }
 
 impl Case {
-    fn unit(&self, elements: usize) -> Arc<UnitView> {
+    pub(super) fn unit(&self, elements: usize) -> Arc<UnitView> {
         let values = Values::new(self.lambdas.len()).with_each("lambda", &self.lambdas);
         UnitView::array("unit", elements as u64, values)
     }
@@ -33,7 +36,7 @@ impl Case {
 }
 
 /// Task vectors as fine-tuning in bf16 makes them: heavy tails, many zeros, many ties.
-fn taus(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
+pub(super) fn taus(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut uniform = move || {
         x ^= x << 13;
@@ -49,13 +52,13 @@ fn taus(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
     (0..n).map(|_| (0..d).map(|_| value()).collect()).collect()
 }
 
-fn merge(case: &Case, base: &[f32], taus: &[Vec<f32>]) -> (Vec<f32>, Outcome) {
+pub(super) fn merge(case: &Case, base: &[f32], taus: &[Vec<f32>]) -> (Vec<f32>, Outcome) {
     let rows: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
     run_in_memory(&case.method, &case.unit(base.len()), base, &rows).unwrap()
 }
 
 /// Like [`merge`], in blocks of the given lengths, dealt to several workers.
-fn merge_in_parts(
+pub(super) fn merge_in_parts(
     case: &Case,
     base: &[f32],
     taus: &[Vec<f32>],
@@ -66,17 +69,29 @@ fn merge_in_parts(
     let mut stage = case.method.start(&case.unit(base.len())).unwrap();
     loop {
         let mut states: Vec<_> = (0..workers).map(|_| stage.empty()).collect();
-        let (mut start, mut turn) = (0, 0);
-        while start < base.len() {
-            let len = cuts[turn % cuts.len()].min(base.len() - start);
-            let range = start..start + len;
-            let rows: Vec<&[f32]> = taus.iter().map(|t| &t[range.clone()]).collect();
-            let (tensor, first) = (0, start as u64);
-            let block = Block { tensor, first, base: &base[range.clone()], rows: &rows };
-            let values = if stage.writes() { &mut out[range] } else { &mut [] };
-            stage.add(&mut states[(turn * 7 + turn / 3) % workers], &block, values);
-            start += len;
-            turn += 1;
+        let (held, elements, mut turn) = (Held::default(), base.len() as u64, 0);
+        // Without a sample: one run of everything.
+        let everything = Sampling { block: elements.max(1), stride: elements.max(1) };
+        let sampling = stage.sample().unwrap_or(everything);
+        let runs: Vec<_> = sampling.runs(0..elements, elements).collect();
+        for run in runs {
+            let mut start = run.start as usize;
+            while start < run.end as usize {
+                let len = cuts[turn % cuts.len()].min(run.end as usize - start);
+                let range = start..start + len;
+                let rows: Vec<&[f32]> = taus.iter().map(|t| &t[range.clone()]).collect();
+                let (tensor, first) = (0, start as u64);
+                let block = Block { tensor, first, base: &base[range.clone()], rows: &rows };
+                let values = if stage.writes() { &mut out[range] } else { &mut [] };
+                let state = &mut states[(turn * 7 + turn / 3) % workers];
+                stage.add(state, &block, values);
+                stage.hand_out(state, false).into_iter().for_each(|parcel| held.keep(parcel));
+                start += len;
+                turn += 1;
+            }
+        }
+        for state in &mut states {
+            stage.hand_out(state, true).into_iter().for_each(|parcel| held.keep(parcel));
         }
         let mut merged = states.pop().unwrap();
         states.into_iter().for_each(|state| stage.merge(&mut merged, state));
@@ -84,14 +99,14 @@ fn merge_in_parts(
         let saved = stage.save(&mut merged);
         assert!(stage.load(&saved[1..]).is_none());
         let merged = stage.load(&saved).unwrap();
-        match stage.finish(merged).unwrap() {
+        match stage.finish(merged, &held).unwrap() {
             Next::Stage(next) => stage = next,
             Next::Done(outcome) => return (out, outcome),
         }
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 

@@ -1,0 +1,158 @@
+//! Deciding on which side of a threshold elements lie while threshold and clamp bounds are only
+//! known within brackets. What cannot be decided is flagged, to be looked at later.
+//!
+//! With u = 1 / (hi - lo)^2 and q = clamp(|tau|) - lo a score is B = x exp(min(n q^2 u, n)): its
+//! logarithm is linear in u below the upper bound. So is the logarithm of the threshold, by
+//! choice: T(u) = T exp(pivot r), with r the relative distance of u from the middle, |r| <= reach.
+//! Then B(u) / T(u) differs from B / T in the middle by a factor of at most
+//! exp(|n z^2 - pivot| reach), and one score decides for the whole bracket. Computed scores get a
+//! guard on top that is far above any rounding; an element inside it is undecided, never wrong.
+
+use super::math::{exp, tanh_all};
+use super::pcb::Bounds;
+
+/// The element's score may lie on either side of the threshold.
+pub const UNDECIDED: u32 = 1;
+/// The element's score may be the largest.
+pub const TOP: u32 = 2;
+
+/// What is known about the scores of one expert before they are counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guess {
+    /// Clamp bounds in the middle of their brackets.
+    pub middle: Bounds,
+    /// The threshold in the middle is at least this.
+    pub low: f32,
+    /// The threshold in the middle is at most this.
+    pub high: f32,
+    /// How the threshold moves: its logarithm by `pivot` times the relative change of u.
+    pub pivot: f32,
+    /// The largest relative change of u.
+    pub reach: f32,
+    /// Relative slack for each unit of z: the lower bound moves, too.
+    pub lean: f32,
+    /// Relative slack for everybody.
+    pub guard: f32,
+    /// Exponents from here on may be clamped for some of the bounds.
+    pub edge: f32,
+    /// What stands for |n z^2 - pivot| there.
+    pub far: f32,
+    /// Scores in the middle from here on may be the largest.
+    pub top: f32,
+}
+
+/// Where the scores of a number of elements lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// Certainly below the threshold.
+    pub below: u32,
+    /// Exactly zero, whatever the bounds.
+    pub zeros: u32,
+    /// The largest magnitude of a score, as bits.
+    pub largest: u32,
+}
+
+/// Space for intermediate rows. Grows to the largest block once.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    product: Vec<f32>,
+    inter: Vec<f32>,
+}
+
+/// Judges the elements of one expert by its task vector and the sum of all experts' (`pcb_scores`
+/// with `Inter::Raw`). Adds flags; elements of score zero get none.
+#[inline(always)]
+pub(super) fn judge(
+    factor: f32,
+    tau: &[f32],
+    sum: &[f32],
+    guess: &Guess,
+    rows: &mut Rows,
+    flags: &mut [u32],
+) -> Judged {
+    let len = tau.len();
+    rows.product.resize(len, 0.0);
+    rows.inter.resize(len, 0.0);
+    let (product, inter) = (&mut rows.product[..len], &mut rows.inter[..len]);
+    for ((product, tau), sum) in product.iter_mut().zip(tau).zip(sum) {
+        *product = tau * sum;
+    }
+    tanh_all(product, inter);
+    let Guess { middle, low, high, pivot, reach, lean, guard, edge, far, top } = *guess;
+    let (lo, hi, scale) = (middle.lo, middle.hi, 1.0 / middle.width());
+    let mut judged = Judged::default();
+    for ((flag, &x), &tau) in flags.iter_mut().zip(&*inter).zip(tau) {
+        let magnitude = tau.abs();
+        let raised = if magnitude < lo { lo } else { magnitude };
+        let z = (if raised > hi { hi } else { raised } - lo) * scale;
+        let exponent = factor * (z * z);
+        let score = x * exp(exponent);
+        let moved = if exponent < edge { (exponent - pivot).abs() } else { far };
+        let slack = moved * reach + z * lean + guard;
+        // exp(slack) - 1 <= slack + slack^2 up to 1.79, and products of subnormals round absolutely.
+        let slack = (slack + slack * slack) * score.abs() + 1e-44;
+        let below = score + slack < low;
+        let above = score - slack > high;
+        let zero = x == 0.0;
+        judged.below += u32::from(below);
+        judged.zeros += u32::from(zero);
+        judged.largest = judged.largest.max(score.to_bits() & 0x7fff_ffff);
+        let open = u32::from(!(below | above | zero)) * UNDECIDED;
+        let near = u32::from(!zero) & u32::from(score >= top);
+        *flag |= open | (near * TOP);
+    }
+    judged
+}
+
+/// Counts magnitude keys below `from`, and flags those in `from..=to` by `bit`.
+#[inline(always)]
+pub(super) fn mark_magnitudes(
+    values: &[f32],
+    (from, to): (u32, u32),
+    bit: u32,
+    flags: &mut [u32],
+) -> u32 {
+    let width = to - from;
+    let mut below = 0;
+    for (flag, value) in flags.iter_mut().zip(values) {
+        let key = value.to_bits() & 0x7fff_ffff;
+        below += u32::from(key < from);
+        *flag |= u32::from(key.wrapping_sub(from) <= width) * bit;
+    }
+    below
+}
+
+/// Scores of elements given by task vector and sum: bit for bit those of `pcb_scores`.
+#[inline(always)]
+pub(super) fn rescore(
+    factor: f32,
+    tau: &[f32],
+    sum: &[f32],
+    bounds: Bounds,
+    rows: &mut Rows,
+    out: &mut [f32],
+) {
+    rows.product.resize(tau.len(), 0.0);
+    for ((product, tau), sum) in rows.product.iter_mut().zip(tau).zip(sum) {
+        *product = tau * sum;
+    }
+    tanh_all(&rows.product, out);
+    let (lo, width) = (bounds.lo, bounds.width());
+    for (out, &tau) in out.iter_mut().zip(tau) {
+        let z = (bounds.clamped(tau) - lo) / width;
+        *out *= exp(factor * (z * z));
+    }
+}
+
+/// The positions of elements that carry a flag.
+pub fn flagged(flags: &[u32], mut visit: impl FnMut(usize, u32)) {
+    for (i, chunk) in flags.chunks(16).enumerate() {
+        // Flags are rare: most chunks are passed over without a branch for each element.
+        if chunk.iter().fold(0, |all, flag| all | flag) == 0 {
+            continue;
+        }
+        for (e, &flag) in chunk.iter().enumerate().filter(|(_, flag)| **flag != 0) {
+            visit(i * 16 + e, flag);
+        }
+    }
+}

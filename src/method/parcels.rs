@@ -1,0 +1,39 @@
+//! What stages hand out because they should not hold it, and see again at their end.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Parcels are gone or damaged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what a scan has put aside cannot be read: {reason}; --restart begins anew")]
+pub struct Lost {
+    /// Why.
+    pub reason: String,
+}
+
+/// The parcels of one stage, in any order.
+pub trait Parcels {
+    /// Shows every parcel once.
+    ///
+    /// # Errors
+    /// [`Lost`] if one cannot be read.
+    fn visit(&self, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost>;
+}
+
+/// Parcels in memory: of small units, and in tests.
+#[derive(Debug, Default)]
+pub struct Held(Mutex<Vec<Vec<u8>>>);
+
+impl Held {
+    /// Takes a parcel.
+    pub fn keep(&self, parcel: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(parcel);
+    }
+}
+
+impl Parcels for Held {
+    fn visit(&self, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost> {
+        let parcels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parcels.iter().for_each(|parcel| see(parcel));
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! The fused plan against the radix plan: the same bits and the same statistics, whatever the data.
+
+use proptest::prelude::*;
+
+use super::Tuning;
+use crate::kernel;
+use crate::method::pcb::tests::{Case, bits, merge, merge_in_parts, taus};
+use crate::method::pcb::{Pcb, Variant};
+use crate::method::{
+    BLOCK, Block, Held, Method, MethodError, Next, Outcome, Strategy, run_in_memory,
+};
+
+const NEVER_COLLECT: Tuning = Tuning { collect: 0, width: 1.0 };
+
+fn pcb(variant: Variant, n: usize, tuning: Tuning) -> Case {
+    let method = Pcb { tuning, ..Pcb::new(variant, 0.1, kernel::select().unwrap()) };
+    Case { method, lambdas: (0..n).map(|i| 1.0 + 0.25 * i as f64).collect() }
+}
+
+fn radix(case: &Case) -> Case {
+    let method = case.method.clone().with_strategy(Strategy::Radix);
+    Case { method, lambdas: case.lambdas.clone() }
+}
+
+/// Task vectors without ties: heavy tails, in runs of different scale.
+fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut value = |e: usize| {
+        let normal = (0..6).map(|_| uniform()).sum::<f64>() - 3.0;
+        let scale = 1.0 + 0.3 * (e / 1000 % 7) as f64;
+        (normal * normal.abs() * scale * 1e-3) as f32
+    };
+    (0..n).map(|_| (0..d).map(&mut value).collect()).collect()
+}
+
+/// Merges by both plans, compares, and tells how many brackets were missed.
+#[track_caller]
+fn compare(variant: Variant, taus: &[Vec<f32>], tuning: Tuning) -> u64 {
+    let base = vec![0.125; taus[0].len()];
+    let fused = pcb(variant, taus.len(), tuning);
+    let (expected, plain) = merge(&radix(&fused), &base, taus);
+    let (got, outcome) = merge(&fused, &base, taus);
+    assert_eq!(Outcome { missed: 0, ..outcome.clone() }, plain);
+    assert!(bits(&got) == bits(&expected));
+    outcome.missed
+}
+
+#[test]
+fn ordinary_data_miss_nothing() {
+    for variant in [Variant::A, Variant::B] {
+        for (n, seed) in [(1, 1), (2, 2), (3, 3), (5, 4)] {
+            assert_eq!(compare(variant, &smooth(n, 900_000, seed), NEVER_COLLECT), 0, "{n}");
+        }
+    }
+}
+
+#[test]
+fn ties_and_zeros_change_no_bit() {
+    for variant in [Variant::A, Variant::B] {
+        // Nothing but ties on a coarse grid.
+        compare(variant, &taus(3, 300_000, 5), NEVER_COLLECT);
+        for zeros in [2, 9, 10] {
+            // Most elements zero, in all experts or in one.
+            let mut some = smooth(2, 300_000, zeros);
+            for (e, tau) in some[1].iter_mut().enumerate() {
+                *tau = if (e as u64 * 7919) % 10 < zeros { 0.0 } else { *tau };
+            }
+            compare(variant, &some, NEVER_COLLECT);
+            let other = some[1].clone();
+            some[0].copy_from_slice(&other);
+            compare(variant, &some, NEVER_COLLECT);
+        }
+    }
+}
+
+#[test]
+fn degenerate_experts_change_no_bit() {
+    let d = 200_000;
+    for tuning in [NEVER_COLLECT, Tuning::default()] {
+        for variant in [Variant::A, Variant::B] {
+            let mut outlier = smooth(2, d, 8);
+            outlier[0][77_777] = 1.0;
+            compare(variant, &outlier, tuning);
+            let one = smooth(1, d, 9).remove(0);
+            compare(variant, &[one.clone(), one.clone(), one.clone()], tuning);
+            let opposite: Vec<f32> = one.iter().map(|tau| -tau).collect();
+            compare(variant, &[one.clone(), opposite], tuning);
+            compare(variant, &[one.clone(), vec![0.0; d]], tuning);
+            compare(variant, &[one.clone(), vec![0.5; d]], tuning);
+            compare(variant, &[vec![0.5; d]], tuning);
+            // Bounds that coincide, so that the upper one becomes the maximum.
+            let mut sparse = vec![0.0; d];
+            (0..d).step_by(50_001).for_each(|e| sparse[e] = 0.01 + e as f32 * 1e-7);
+            compare(variant, &[one, sparse], tuning);
+            // Scores far below the normal numbers.
+            let tiny =
+                smooth(2, d, 10).into_iter().map(|row| row.iter().map(|t| t * 1e-19).collect());
+            compare(variant, &tiny.collect::<Vec<_>>(), tuning);
+        }
+    }
+}
+
+#[test]
+fn a_bracket_that_is_too_narrow_is_noticed() {
+    let mut missed = 0;
+    for seed in 0..6 {
+        let narrow = Tuning { collect: 0, width: 0.02 };
+        missed += compare(Variant::A, &smooth(2, 400_000, 20 + seed), narrow);
+        let none = Tuning { collect: 0, width: 0.0 };
+        missed += compare(Variant::B, &smooth(2, 400_000, 30 + seed), none);
+    }
+    assert!(missed > 6, "{missed}");
+}
+
+#[test]
+fn sums_that_overflow_are_named_by_both_plans() {
+    let d = 100_000;
+    let mut rows = [vec![1.0f32; d], vec![0.5; d], vec![0.25; d]];
+    (rows[0][500], rows[1][500], rows[2][500]) = (3e38, 3e38, 0.0);
+    let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+    for tuning in [NEVER_COLLECT, Tuning::default()] {
+        let case = pcb(Variant::A, 3, tuning);
+        let error = run_in_memory(&case.method, &case.unit(d), &vec![0.0; d], &rows).unwrap_err();
+        assert_eq!(error, MethodError::ScoreOverflow { expert: 3 });
+    }
+}
+
+#[test]
+fn missing_parcels_are_noticed() {
+    let rows = smooth(2, 10_000, 50);
+    let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+    let base = vec![0.0; 10_000];
+    let case = pcb(Variant::A, 2, Tuning::default());
+    let stage = case.method.start(&case.unit(10_000)).unwrap();
+    let mut state = stage.empty();
+    for e in (0..10_000).step_by(BLOCK) {
+        let range = e..(e + BLOCK).min(10_000);
+        let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
+        let block = Block { tensor: 0, first: e as u64, base: &base[range], rows: &rows };
+        stage.add(&mut state, &block, &mut []);
+    }
+    assert!(stage.hand_out(&mut state, true).is_some());
+    let lost = stage.finish(state, &Held::default());
+    assert!(matches!(lost, Err(MethodError::Lost(_))), "{}", matches!(lost, Ok(Next::Done(_))));
+}
+
+#[test]
+fn two_reads_and_a_tenth_at_most() {
+    for elements in [1_000, 1 << 20, 1_100_000, 7_000_000, 1 << 27, 70_000_000_000] {
+        for variant in [Variant::A, Variant::B] {
+            let case = pcb(variant, 3, Tuning::default());
+            let unit = case.unit(elements);
+            let passes = case.method.passes(&unit).len();
+            let (samples, share) = case
+                .method
+                .sampled(&unit)
+                .map_or((0, 0.0), |(samples, sampling)| (samples, sampling.share()));
+            let reads = (passes - samples) as f64 + samples as f64 * share;
+            assert!(reads <= 2.1, "{elements}: {reads}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tilings_workers_and_kills_change_no_bit(
+        variant in prop::sample::select(vec![Variant::A, Variant::B]),
+        n in 1usize..4,
+        d in prop_oneof![100usize..3000, Just(150_001usize)],
+        cuts in prop::collection::vec(1024usize..=BLOCK, 1..5),
+        workers in 1usize..4,
+        width in prop::sample::select(vec![0.0, 0.05, 1.0]),
+        ties in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let rows = if ties { taus(n, d, seed) } else { smooth(n, d, seed) };
+        let base = vec![0.5; d];
+        for tuning in [Tuning { collect: 0, width }, Tuning::default()] {
+            let fused = pcb(variant, n, tuning);
+            let (expected, plain) = merge(&radix(&fused), &base, &rows);
+            let (got, outcome) = merge_in_parts(&fused, &base, &rows, &cuts, workers);
+            prop_assert!(bits(&got) == bits(&expected));
+            prop_assert_eq!(Outcome { missed: 0, ..outcome }, plain);
+        }
+    }
+}

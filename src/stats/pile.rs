@@ -1,0 +1,162 @@
+//! Records that a fold must keep one by one, handed out in compact parcels before they take room.
+
+/// Records held at most before a parcel is due.
+const MOST: usize = 1 << 15;
+
+/// A multiset of 64-bit records in several lanes.
+///
+/// A parcel holds each lane sorted, as (gap, repetitions) in variable-length numbers: equal and
+/// neighbouring records cost a byte or two. What is handed out as parcels together with what is
+/// held is the multiset, however it was cut.
+#[derive(Clone, Debug)]
+pub struct Pile {
+    lanes: Vec<Vec<u64>>,
+    held: usize,
+}
+
+impl Pile {
+    /// An empty pile.
+    pub fn new(lanes: usize) -> Self {
+        Self { lanes: vec![Vec::new(); lanes], held: 0 }
+    }
+
+    /// Adds a record to a lane.
+    #[inline]
+    pub fn push(&mut self, lane: usize, record: u64) {
+        self.lanes[lane].push(record);
+        self.held += 1;
+    }
+
+    /// Whether a parcel is due.
+    pub fn is_full(&self) -> bool {
+        self.held >= MOST
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.held == 0
+    }
+
+    /// An upper bound for the bytes that a pile takes, its parcel included, with up to `more`
+    /// records added before a due parcel is taken.
+    pub fn bytes(more: u64) -> u64 {
+        // Vectors grow by doubling, in lanes that fill unevenly; a record takes up to 11 bytes in
+        // a parcel.
+        (MOST as u64 + more) * (16 + 11)
+    }
+
+    /// Adds another pile of as many lanes.
+    pub fn merge(&mut self, other: Self) {
+        for (lane, more) in self.lanes.iter_mut().zip(other.lanes) {
+            lane.extend(more);
+        }
+        self.held += other.held;
+    }
+
+    /// Hands out all that is held.
+    pub fn parcel(&mut self) -> Vec<u8> {
+        let mut parcel = Vec::new();
+        for lane in &mut self.lanes {
+            lane.sort_unstable();
+            let mut packed = Vec::with_capacity(lane.len() * 4);
+            let mut before = 0;
+            for same in lane.chunk_by(|a, b| a == b) {
+                put(&mut packed, same[0] - before);
+                put(&mut packed, same.len() as u64);
+                before = same[0];
+            }
+            lane.clear();
+            put(&mut parcel, packed.len() as u64);
+            parcel.extend(packed);
+        }
+        self.held = 0;
+        parcel
+    }
+}
+
+/// Visits the records of the lanes that are `wanted` in a parcel, each with how often it occurs.
+/// `None` if the bytes are no parcel.
+pub fn unpack(
+    mut parcel: &[u8],
+    wanted: impl Fn(usize) -> bool,
+    mut visit: impl FnMut(usize, u64, u64),
+) -> Option<()> {
+    let mut lane = 0;
+    while !parcel.is_empty() {
+        let len = usize::try_from(get(&mut parcel)?).ok()?;
+        let (mut packed, rest) = parcel.split_at_checked(len)?;
+        parcel = rest;
+        let mut record = 0u64;
+        while wanted(lane) && !packed.is_empty() {
+            record = record.checked_add(get(&mut packed)?)?;
+            visit(lane, record, get(&mut packed)?);
+        }
+        lane += 1;
+    }
+    Some(())
+}
+
+/// Appends a number, seven bits a byte, the lowest first.
+#[inline]
+fn put(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+#[inline]
+fn get(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn parcels_and_what_is_held_are_the_multiset(
+            records in prop::collection::vec((0usize..3, prop_oneof![any::<u64>(), 0u64..5]), 0..200),
+            cut in 1usize..50,
+        ) {
+            let (mut pile, mut parcels) = (Pile::new(3), Vec::new());
+            for part in records.chunks(cut) {
+                let mut more = Pile::new(3);
+                part.iter().for_each(|&(lane, record)| more.push(lane, record));
+                pile.merge(more);
+                if part.len() % 2 == 0 {
+                    parcels.push(pile.parcel());
+                    prop_assert!(pile.is_empty());
+                }
+            }
+            parcels.push(pile.parcel());
+            let mut found = Vec::new();
+            for parcel in &parcels {
+                unpack(parcel, |lane| lane != 1, |lane, record, times| {
+                    found.extend((0..times).map(|_| (lane, record)));
+                }).unwrap();
+            }
+            let mut expected: Vec<_> = records.into_iter().filter(|&(lane, _)| lane != 1).collect();
+            expected.sort_unstable();
+            found.sort_unstable();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn any_bytes_are_a_parcel_or_none(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _either = unpack(&bytes, |_| true, |_, _, _| ());
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Brackets for order statistics, from a sample of the keys.
+//!
+//! Two passes over the same sample: the first counts keys coarsely, the second finely around each
+//! wanted rank. The second also looks at how much the blocks of the sample differ: neighbouring
+//! weights are alike, so a block of them tells less than as many weights from everywhere. A
+//! bracket reaches six standard deviations to either side, at least as far as independent
+//! keys would demand. It may still be wrong; whoever counts with it finds out.
+
+use super::{Reader, Writer};
+
+/// Half the width of a bracket in standard deviations of the sampled rank.
+const SIGMAS: f64 = 6.0;
+
+/// Coarse bins: the upper 13 bits of a key.
+const COARSE: u32 = 19;
+const COARSE_BINS: usize = 1 << (32 - COARSE);
+/// Fine bins per wanted rank.
+const FINE_BINS: u32 = 1 << 12;
+/// Fewer blocks than this say little about how much blocks differ.
+const FEW: f64 = 24.0;
+
+/// A range of keys, ends included.
+pub type Span = (u32, u32);
+
+/// The spans of all keys.
+pub const EVERYTHING: Span = (0, u32::MAX);
+
+/// Looks for brackets of the same ranks in each of several rows of keys.
+#[derive(Clone, Debug)]
+pub struct Sketch {
+    rows: usize,
+    /// Wanted ranks as shares of all keys.
+    shares: Vec<f64>,
+    /// Factor on the width of all brackets.
+    width: f64,
+    coarse: Option<Coarse>,
+}
+
+#[derive(Clone, Debug)]
+struct Coarse {
+    bins: Vec<Vec<u32>>,
+    sampled: u64,
+    /// Row by row, share by share.
+    windows: Vec<Window>,
+}
+
+/// Where the second pass looks closely.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    from: u32,
+    shift: u32,
+    /// How much blocks differ is seen in how many of their keys lie below this.
+    pivot: u32,
+}
+
+/// What one pass has counted. Mergeable in any order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sketched {
+    /// Row by row (and share by share in the second pass).
+    bins: Vec<Vec<u32>>,
+    /// In the second pass, below the pivot: sum of the blocks' counts, of their squares, and of
+    /// their products with the blocks' lengths.
+    spread: Vec<[u64; 3]>,
+    /// Blocks, keys, and squares of the blocks' lengths, row by row.
+    blocks: Vec<[u64; 3]>,
+    largest: Vec<u32>,
+}
+
+/// What follows a pass.
+pub enum Sketches {
+    /// The second pass.
+    Again(Sketch),
+    /// Row by row.
+    Done(Vec<Brackets>),
+}
+
+/// What the sample says about one row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brackets {
+    /// One bracket per wanted rank.
+    pub spans: Vec<Span>,
+    /// The largest key of the sample.
+    pub largest: u32,
+}
+
+impl Sketch {
+    /// Starts the search for the keys at `ranks` (from 0) among `total` keys in each of `rows`
+    /// rows. `width` widens all brackets.
+    pub fn new(rows: usize, total: u64, ranks: &[u64], width: f64) -> Self {
+        let share = |&rank: &u64| (rank as f64 + 0.5) / total.max(1) as f64;
+        Self { rows, shares: ranks.iter().map(share).collect(), width, coarse: None }
+    }
+
+    /// Whether this is the first pass.
+    pub fn is_first(&self) -> bool {
+        self.coarse.is_none()
+    }
+
+    /// Empty counts for the coming pass.
+    pub fn empty(&self) -> Sketched {
+        let places = self.rows * self.shares.len();
+        let (bins, places) = match &self.coarse {
+            None => (vec![vec![0; COARSE_BINS]; self.rows], 0),
+            Some(_) => (vec![vec![0; FINE_BINS as usize + 1]; places], places),
+        };
+        Sketched {
+            bins,
+            spread: vec![[0; 3]; places],
+            blocks: vec![[0; 3]; self.rows],
+            largest: vec![0; self.rows],
+        }
+    }
+
+    /// Bytes of the counts of one pass.
+    pub fn state_bytes(rows: u64, ranks: u64) -> u64 {
+        rows * 4 * (COARSE_BINS as u64).max(ranks * (u64::from(FINE_BINS) + 32))
+    }
+
+    /// Counts a block of the sample in one row.
+    pub fn add(&self, counts: &mut Sketched, row: usize, keys: &[u32]) {
+        let len = keys.len() as u64;
+        let [blocks, sampled, squares] = &mut counts.blocks[row];
+        (*blocks, *sampled, *squares) = (*blocks + 1, *sampled + len, *squares + len * len);
+        counts.largest[row] = keys.iter().fold(counts.largest[row], |max, &key| max.max(key));
+        let Some(coarse) = &self.coarse else {
+            let bins = &mut counts.bins[row];
+            keys.iter().for_each(|&key| bins[(key >> COARSE) as usize] += 1);
+            return;
+        };
+        for share in 0..self.shares.len() {
+            let place = row * self.shares.len() + share;
+            let window = coarse.windows[place];
+            let bins = &mut counts.bins[place];
+            for &key in keys {
+                // Keys outside the window go to the last bin.
+                let bin = key.wrapping_sub(window.from) >> window.shift;
+                bins[bin.min(FINE_BINS) as usize] += 1;
+            }
+            let below: u64 = keys.iter().map(|&key| u64::from(key < window.pivot)).sum();
+            let [sum, square, product] = &mut counts.spread[place];
+            (*sum, *square) = (*sum + below, *square + below * below);
+            *product += below * len;
+        }
+    }
+
+    /// Takes the merged counts of a pass over the sample.
+    pub fn absorb(mut self, counts: Sketched) -> Sketches {
+        let Some(coarse) = self.coarse.take() else {
+            let sampled = counts.blocks.first().map_or(0, |[_, sampled, _]| *sampled);
+            let windows = counts.bins.iter().flat_map(|bins| {
+                self.shares.iter().map(move |share| Window::around(bins, *share, sampled))
+            });
+            let windows = windows.collect();
+            let coarse = Coarse { bins: counts.bins, sampled, windows };
+            return Sketches::Again(Self { coarse: Some(coarse), ..self });
+        };
+        let row = |row: usize| {
+            let span = |share: usize| {
+                let place = row * self.shares.len() + share;
+                self.span(&coarse, &counts, row, place, self.shares[share])
+            };
+            let spans = (0..self.shares.len()).map(span).collect();
+            Brackets { spans, largest: counts.largest[row] }
+        };
+        Sketches::Done((0..self.rows).map(row).collect())
+    }
+
+    fn span(&self, coarse: &Coarse, counts: &Sketched, row: usize, place: usize, p: f64) -> Span {
+        let m = coarse.sampled as f64;
+        let [blocks, sampled, squares] = counts.blocks[row].map(|count| count as f64);
+        let [sum, square, product] = counts.spread[place].map(|count| count as f64);
+        if sampled == 0.0 {
+            return EVERYTHING;
+        }
+        // Between blocks the variance of a count is that of its distance from what its length
+        // lets expect.
+        let q = sum / sampled;
+        let measured = square - 2.0 * q * product + q * q * squares;
+        let independent = sampled * q * (1.0 - q);
+        let alike = if independent < 30.0 { 4.0 } else { (measured / independent).max(1.0) };
+        let few = if blocks < FEW { FEW / blocks } else { 1.0 };
+        let deviation = (alike * m * p * (1.0 - p)).sqrt();
+        let reach = SIGMAS * self.width * few * deviation + 8.0 * self.width;
+        let rank = m * p;
+        let window = coarse.windows[place];
+        let coarse = &coarse.bins[row];
+        let low =
+            locate(coarse, &counts.bins[place], window, rank - reach).map_or(0, |(low, _)| low);
+        let high = locate(coarse, &counts.bins[place], window, rank + reach);
+        (low, high.map_or(u32::MAX, |(_, high)| high))
+    }
+}
+
+/// The bin that holds a rank of the sample, in fine bins if it lies in the window.
+fn locate(coarse: &[u32], fine: &[u32], window: Window, rank: f64) -> Option<Span> {
+    if rank < 0.0 {
+        return None;
+    }
+    let mut rest = rank as u64;
+    for (bin, &count) in (0u32..).zip(coarse) {
+        let (from, to) = (bin << COARSE, (bin << COARSE) + ((1 << COARSE) - 1));
+        let inside = from.wrapping_sub(window.from) >> window.shift < FINE_BINS;
+        if rest >= u64::from(count) {
+            rest -= u64::from(count);
+        } else if inside {
+            let first = (from - window.from) >> window.shift;
+            for (bin, &count) in (first..).zip(&fine[first as usize..FINE_BINS as usize]) {
+                if rest < u64::from(count) {
+                    let from = window.from + (bin << window.shift);
+                    return Some((from, from + ((1 << window.shift) - 1)));
+                }
+                rest -= u64::from(count);
+            }
+            return Some((from, to));
+        } else {
+            return Some((from, to));
+        }
+    }
+    None
+}
+
+impl Window {
+    fn around(bins: &[u32], p: f64, sampled: u64) -> Self {
+        let m = sampled as f64;
+        // Wide enough for blocks whose counts vary some ten times as much as independent keys'.
+        let reach = 10.0 * SIGMAS * (m * p * (1.0 - p)).sqrt() + 64.0;
+        let bin = |rank: f64| {
+            let mut rest = rank.clamp(0.0, (m - 1.0).max(0.0)) as u64;
+            let mut last = 0;
+            for (bin, &count) in (0u32..).zip(bins) {
+                last = bin;
+                if rest < u64::from(count) {
+                    break;
+                }
+                rest -= u64::from(count);
+            }
+            last
+        };
+        let (first, last) = (bin(m * p - reach), bin(m * p + reach));
+        let mut shift = 0;
+        // The bins of the window are whole parts of coarse bins.
+        while u64::from(last - first + 1) << (COARSE - shift) > u64::from(FINE_BINS)
+            && shift < COARSE
+        {
+            shift += 1;
+        }
+        let middle = bin(m * p);
+        let below: u64 = bins[..middle as usize].iter().map(|&count| u64::from(count)).sum();
+        let with = below + u64::from(bins[middle as usize]);
+        // The edge of the middle bin that is closer to the rank.
+        let upper = with as f64 - m * p < m * p - below as f64;
+        let pivot = if upper { (middle + 1) << COARSE } else { middle << COARSE };
+        Self { from: first << COARSE, shift, pivot }
+    }
+}
+
+impl Sketched {
+    /// Adds what another part of the same pass has counted.
+    pub fn merge(&mut self, other: Self) {
+        for (bins, more) in self.bins.iter_mut().zip(other.bins) {
+            bins.iter_mut().zip(more).for_each(|(bin, more)| *bin += more);
+        }
+        let add = |into: &mut Vec<[u64; 3]>, from: Vec<[u64; 3]>| {
+            let pairs = into.iter_mut().flatten().zip(from.into_iter().flatten());
+            pairs.for_each(|(into, from)| *into += from);
+        };
+        add(&mut self.spread, other.spread);
+        add(&mut self.blocks, other.blocks);
+        for (largest, more) in self.largest.iter_mut().zip(other.largest) {
+            *largest = (*largest).max(more);
+        }
+    }
+
+    /// Adds the counts to what is saved.
+    pub fn save(&self, out: &mut Writer) {
+        self.bins.iter().flatten().for_each(|&bin| out.u32(bin));
+        self.spread.iter().chain(&self.blocks).flatten().for_each(|&count| out.u64(count));
+        self.largest.iter().for_each(|&largest| out.u32(largest));
+    }
+
+    /// Fills empty counts with saved ones of the same pass.
+    pub fn load(&mut self, saved: &mut Reader<'_>) -> Option<()> {
+        for bin in self.bins.iter_mut().flatten() {
+            *bin = saved.u32()?;
+        }
+        for count in self.spread.iter_mut().chain(&mut self.blocks).flatten() {
+            *count = saved.u64()?;
+        }
+        for largest in &mut self.largest {
+            *largest = saved.u32()?;
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys in blocks of 1024; each block is shifted by as much as `alike` says.
+    fn keys(blocks: usize, alike: u32, seed: u64) -> Vec<Vec<u32>> {
+        let mut x = seed | 1;
+        let mut next = move || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 32) as u32
+        };
+        let mut block = || {
+            let shift = if alike > 0 { next() % alike } else { 0 };
+            (0..1024).map(|_| next() / 4 + shift).collect()
+        };
+        (0..blocks).map(|_| block()).collect()
+    }
+
+    fn brackets(sample: &[&Vec<u32>], total: u64, ranks: &[u64]) -> Brackets {
+        let mut sketch = Sketch::new(1, total, ranks, 1.0);
+        loop {
+            let mut counts = sketch.empty();
+            for half in sample.chunks(sample.len().div_ceil(2)) {
+                let mut more = sketch.empty();
+                half.iter().for_each(|keys| sketch.add(&mut more, 0, keys));
+                counts.merge(more);
+            }
+            let mut out = Writer::default();
+            counts.save(&mut out);
+            let mut loaded = sketch.empty();
+            loaded.load(&mut Reader::new(&out.finish())).unwrap();
+            assert_eq!(loaded, counts);
+            match sketch.absorb(loaded) {
+                Sketches::Again(next) => sketch = next,
+                Sketches::Done(mut rows) => return rows.remove(0),
+            }
+        }
+    }
+
+    #[test]
+    fn brackets_hold_the_wanted_keys_of_independent_and_of_clustered_blocks() {
+        for (alike, widest) in [(0, 0.02), (1 << 28, 0.2)] {
+            let blocks = keys(4000, alike, 99);
+            let mut all: Vec<u32> = blocks.concat();
+            all.sort_unstable();
+            let total = all.len() as u64;
+            let ranks = [total / 1000, total / 2, total / 10 * 9, total - 1];
+            for offset in 0..40 {
+                let sample: Vec<&Vec<u32>> = blocks.iter().skip(offset).step_by(40).collect();
+                let found = brackets(&sample, total, &ranks);
+                for (&rank, &(low, high)) in ranks.iter().zip(&found.spans) {
+                    let key = all[rank as usize];
+                    assert!(
+                        low <= key && key <= high,
+                        "{alike} {offset} {rank}: {low} {key} {high}"
+                    );
+                }
+                let (low, high) = found.spans[2];
+                let below = |key| all.partition_point(|&other| other < key) as f64 / total as f64;
+                let wide = below(high) - below(low);
+                assert!(wide < widest, "{alike} {offset}: {wide}");
+            }
+        }
+    }
+
+    #[test]
+    fn ties_are_held_and_the_largest_rank_is_open_to_above() {
+        let mut block = vec![0; 700];
+        block.extend([5 << 20; 200]);
+        block.extend((0..124).map(|i| (6 << 20) + i * 1000));
+        let blocks = vec![block; 50];
+        let total = 50 * 1024;
+        let found =
+            brackets(&blocks.iter().collect::<Vec<_>>(), total, &[0, 30_000, 40_000, total - 1]);
+        assert_eq!(found.spans[0].0, 0);
+        assert!(found.spans[1].0 == 0 && found.spans[1].1 < 5 << 20, "{:?}", found.spans[1]);
+        let (low, high) = found.spans[2];
+        assert!(low <= 5 << 20 && (5 << 20..6 << 20).contains(&high), "{low} {high}");
+        assert_eq!(found.spans[3].1, u32::MAX);
+        assert_eq!(found.largest, (6 << 20) + 123_000);
+    }
+
+    #[test]
+    fn no_sample_means_that_nothing_is_known() {
+        let found = brackets(&[&Vec::new()], 10, &[3]);
+        assert_eq!(found.spans, [EVERYTHING]);
+    }
+}
