@@ -10,8 +10,8 @@
 //!
 //! A tile needs a ticket from the moment its bytes are asked for until they are written or
 //! dropped. Tickets carry the reusable output buffer. They are the only back-pressure, so memory
-//! does not depend on which stage is slow. A thread that fails drops its channel ends; the others
-//! see that and stop.
+//! does not depend on which stage is slow. A thread that fails rings an alarm, which ends the reader; the others
+//! find that their channels have ended and stop.
 //!
 //! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
 //! sink sees plan order. That cannot block: the tile it waits for has its ticket already.
@@ -20,8 +20,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 
+use super::alarm::Alarm;
 use super::decode::TileData;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
@@ -79,18 +80,21 @@ pub(super) fn run(
     }
     let (to_workers, loaded) = bounded(tickets);
     let (to_writer, finished) = bounded::<Finished>(tickets);
+    let alarm = &Alarm::new();
     thread::scope(|scope| {
         // Its channel ends close when it is done, which is how the workers know.
-        let reader = scope.spawn(move || read(context, work, source, &pool, &to_workers));
+        let reader = scope.spawn(move || read(context, work, source, &pool, &to_workers, alarm));
         let threads: Vec<_> = (0..workers)
             .map(|_| {
                 let (loaded, to_writer, free) = (loaded.clone(), to_writer.clone(), free.clone());
-                scope.spawn(move || compute(context, work, &loaded, &to_writer, &free))
+                scope.spawn(move || {
+                    alarm.guard(|| compute(context, work, &loaded, &to_writer, &free, alarm))
+                })
             })
             .collect();
         // The threads hold the channel ends that they need; these would keep the others waiting.
         drop((loaded, to_writer));
-        let writer = scope.spawn(move || write(context, sink, &finished, &free));
+        let writer = scope.spawn(move || alarm.guard(|| write(context, sink, &finished, &free)));
 
         // A failed thread makes its neighbours end early without an error of their own.
         let issued = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
@@ -126,6 +130,7 @@ fn read(
     source: &mut Source,
     pool: &Receiver<Ticket>,
     to_workers: &Sender<Loaded>,
+    alarm: &Alarm,
 ) -> Result<u64, EngineError> {
     let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
@@ -133,7 +138,11 @@ fn read(
     while !context.cancel.load(Ordering::Relaxed) {
         let coming = match next.next() {
             Some(planned) => {
-                let Ok(ticket) = pool.recv() else { break };
+                let ticket = select_biased! {
+                    recv(alarm.heard()) -> _ => break,
+                    recv(pool) -> ticket => ticket,
+                };
+                let Ok(ticket) = ticket else { break };
                 let ranges = ranges(context, planned.tile);
                 source.prefetch(&ranges);
                 Some((planned, ranges, ticket))
@@ -180,6 +189,7 @@ fn compute(
     loaded: &Receiver<Loaded>,
     to_writer: &Sender<Finished>,
     free: &Sender<Ticket>,
+    alarm: &Alarm,
 ) -> Result<Part, EngineError> {
     let mut worker = Worker::new(context, work);
     let mut cut = false;
@@ -198,6 +208,7 @@ fn compute(
         match worker.tile(unit, &data, &mut ticket.out) {
             Err(EngineError::Interrupted) => {
                 cut = true;
+                alarm.ring();
                 break;
             }
             done => done?,
