@@ -144,6 +144,7 @@ impl Error {
             | Error::Plan(PlanError::Recipe(_) | PlanError::Pattern { .. } | PlanError::Nothing) => {
                 2
             }
+            Error::Checkpoint(CheckpointError::Io { source, .. }) if !is_about_path(source) => 7,
             Error::Checkpoint(_)
             | Error::Plan(PlanError::Inconsistent(_) | PlanError::Layout(_)) => 3,
             Error::Plan(PlanError::Memory { .. }) => 9,
@@ -192,6 +193,17 @@ fn sink_code(error: &SinkError) -> u8 {
         SinkError::Damaged { .. } => 8,
         _ => 7,
     }
+}
+
+/// Whether the system refuses a path, rather than fails to read what is there.
+fn is_about_path(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof,
+    };
+    let loops = error.raw_os_error() == Some(libc::ELOOP);
+    let kinds =
+        [NotFound, PermissionDenied, NotADirectory, IsADirectory, InvalidFilename, UnexpectedEof];
+    loops || kinds.contains(&error.kind())
 }
 
 fn io_code(error: &io::Error) -> u8 {

@@ -94,10 +94,13 @@ impl Lock {
     /// Demands that nobody else has taken the lock since.
     ///
     /// # Errors
-    /// [`Error::Locked`].
+    /// [`Error::Locked`]; what the disk says.
     pub(in crate::job) fn check(&self) -> Result<(), Error> {
-        let text = std::fs::read_to_string(&self.path).unwrap_or_default();
-        let now: Option<Holder> = serde_json::from_str(&text).ok();
+        let text = match std::fs::read(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            text => text.at("read", &self.path)?,
+        };
+        let now: Option<Holder> = serde_json::from_slice(&text).ok();
         if now.as_ref() == Some(&self.holder) {
             return Ok(());
         }
