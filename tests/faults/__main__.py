@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 
+import errors
 import kills
 import scene
 import tracer
@@ -31,7 +32,7 @@ def main():
     os.chmod(root, 0o755)
     try:
         scene.prepare(options.reflow, root)
-        for room, traced in ((kills, True),):
+        for room, traced in ((kills, True), (errors, True)):
             if options.only and room.__name__ not in options.only.split(","):
                 continue
             if traced and why_not:

@@ -11,10 +11,11 @@ import os
 import platform
 import signal
 import struct
+import threading
 
 CALLS = {
     "read": 0, "write": 1, "mmap": 9, "pread64": 17, "pwrite64": 18, "madvise": 28, "fsync": 74, "fdatasync": 75,
-    "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "unlink": 87, "flock": 73, "fadvise64": 221,
+    "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "unlink": 87, "flock": 73, "getdents64": 217, "fadvise64": 221,
     "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264, "sync_file_range": 277, "fallocate": 285,
     "renameat2": 316, "statx": 332, "clone3": 435,
 }
@@ -23,7 +24,7 @@ NAMES = {number: name for name, number in CALLS.items()}
 BY_PATH = {"rename": 0, "mkdir": 0, "rmdir": 0, "unlink": 0, "openat": 1, "mkdirat": 1, "unlinkat": 1,
            "renameat": 1, "renameat2": 1, "statx": 1}
 BY_FD = {"read": 0, "write": 0, "mmap": 4, "pread64": 0, "pwrite64": 0, "fsync": 0, "fdatasync": 0, "ftruncate": 0,
-         "flock": 0, "fadvise64": 0, "sync_file_range": 0, "fallocate": 0}
+         "flock": 0, "getdents64": 0, "fadvise64": 0, "sync_file_range": 0, "fallocate": 0}
 
 TRACEME, CONT, GETREGS, SETREGS, SETOPTIONS = 0, 7, 12, 13, 0x4200
 OPTIONS = 0x80 | 0x08 | 0x10 | 0x100000  # seccomp, clone, exec, kill on exit
@@ -91,7 +92,13 @@ def answer(call, value):
     ptrace(SETREGS, call.tid, call.regs)
 
 
-def run(args, calls, on_call, cwd=None, stderr=None):
+def shorten(call, value):
+    """Lets the call do only this many bytes of what it was asked for."""
+    call.regs[RDX] = value
+    ptrace(SETREGS, call.tid, call.regs)
+
+
+def run(args, calls, on_call, cwd=None, stderr=None, timeout=60):
     """Runs `args`; `on_call(Call)` is asked before every call whose name is in `calls`."""
     path = stderr or "/dev/null"
     pid = os.fork()
@@ -101,6 +108,26 @@ def run(args, calls, on_call, cwd=None, stderr=None):
     ptrace(SETOPTIONS, pid, OPTIONS)
     ptrace(CONT, pid, 0)
     known = {pid}
+    hung = []
+
+    def end():
+        hung.append(True)
+        os.kill(pid, signal.SIGKILL)
+
+    alarm = threading.Timer(timeout, end)
+    alarm.start()
+    try:
+        code = follow(pid, known, on_call)
+    finally:
+        alarm.cancel()
+    if hung:
+        raise OSError(f"it hung, and was killed after {timeout} s")
+    with open(path, errors="replace") as text:
+        return Ended(code, text.read() if stderr else "")
+
+
+def follow(pid, known, on_call):
+    """Lets it run to its end; returns its code."""
     while True:
         tid, status = os.waitpid(-1, WALL)
         if os.WIFSTOPPED(status):
@@ -115,9 +142,7 @@ def run(args, calls, on_call, cwd=None, stderr=None):
             known.add(tid)
             ptrace(CONT, tid, give, quiet=True)
         elif tid == pid:
-            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            with open(path, errors="replace") as text:
-                return Ended(code, text.read() if stderr else "")
+            return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def stopped(pid, status):
