@@ -39,6 +39,7 @@ pub mod human;
 pub mod job;
 pub mod kernel;
 pub mod method;
+pub(crate) mod patience;
 pub mod plan;
 pub mod progress;
 pub mod recipe;

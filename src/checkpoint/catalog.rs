@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::DType;
 use super::header::{Header, HeaderError, MAX_HEADER};
 use super::index::{self, Index, IndexError};
+use crate::patience::patiently;
 
 const SINGLE: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -292,7 +293,7 @@ fn shards_of(
 ) -> Result<(Vec<String>, Option<Index>), CheckpointError> {
     let mut found = Vec::new();
     let mut pickles = false;
-    for entry in std::fs::read_dir(dir).map_err(|e| io_error(dir, e))? {
+    for entry in patiently(|| std::fs::read_dir(dir)).map_err(|e| io_error(dir, e))? {
         let name = entry.map_err(|e| io_error(dir, e))?.file_name().to_string_lossy().into_owned();
         pickles |= is_pickle(&name);
         if name.ends_with(".safetensors") {
@@ -396,9 +397,9 @@ fn read_header(
 
 /// Opens a regular file, links followed, without waiting for a pipe's other end.
 fn open_regular(path: &Path) -> Result<(File, Metadata), CheckpointError> {
-    let file = (File::options().read(true).custom_flags(libc::O_NONBLOCK))
-        .open(path)
-        .map_err(|e| io_error(path, e))?;
+    let mut options = File::options();
+    let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = patiently(|| options.open(path)).map_err(|e| io_error(path, e))?;
     let meta = file.metadata().map_err(|e| io_error(path, e))?;
     if !meta.is_file() {
         return Err(CheckpointError::NotRegular { path: path.to_owned() });

@@ -1,5 +1,6 @@
 //! The files beside the weights.
 
+use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -31,19 +32,25 @@ const SIDE_FILES: [&str; 20] = [
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Names of the side files in a checkpoint's directory, sorted; its Python files only with `code`.
-pub fn side_files(root: &Path, code: bool) -> Vec<String> {
-    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| {
-            let wanted = SIDE_FILES.contains(&name.as_str()) || (code && is_python(name));
-            // Links are followed, as the hub's cache is made of them.
-            let meta = wanted.then(|| std::fs::metadata(root.join(name)).ok()).flatten();
-            meta.is_some_and(|m| m.is_file() && m.len() <= MAX_BYTES)
-        })
-        .collect();
+///
+/// # Errors
+/// What the disk says: a file that cannot be seen now must not be missing from an output.
+pub fn side_files(root: &Path, code: bool) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !SIDE_FILES.contains(&name.as_str()) && !(code && is_python(&name)) {
+            continue;
+        }
+        // Links are followed, as the hub's cache is made of them.
+        match std::fs::metadata(root.join(&name)) {
+            Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => names.push(name),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
     names.sort();
-    names
+    Ok(names)
 }
 
 fn is_python(name: &str) -> bool {

@@ -6,7 +6,6 @@
 mod alarm;
 mod decode;
 pub mod host;
-mod patience;
 mod pipeline;
 pub mod sink;
 pub mod source;

@@ -9,6 +9,7 @@ use super::Ties;
 use crate::checkpoint::{Catalog, OpenOptions, ShardFile, TensorInfo, display_name};
 use crate::engine::EngineError;
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 use crate::plan::Inputs;
 use crate::plan::tied::{self, Tie};
 use crate::recipe::Recipe;
@@ -80,7 +81,7 @@ fn same_bytes(
     const STEP: u64 = 1 << 20;
     let open = |tensor: &TensorInfo| -> Result<(File, &ShardFile), Error> {
         let shard = &catalog.files[tensor.file as usize];
-        Ok((File::open(&shard.path).at("open", &shard.path)?, shard))
+        Ok((patiently(|| File::open(&shard.path)).at("open", &shard.path)?, shard))
     };
     let ((file_a, shard_a), (file_b, shard_b)) = (open(a)?, open(b)?);
     let mut buffers = [vec![0; STEP as usize], vec![0; STEP as usize]];

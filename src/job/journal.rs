@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 
 /// How far a merge has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,7 +212,7 @@ impl Journal {
 /// The bytes of the journal in a state directory; `None` if there is none.
 pub(super) fn read(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
     let path = dir.join(FILE);
-    match std::fs::read(&path) {
+    match patiently(|| std::fs::read(&path)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         text => text.at("read", &path).map(Some),
     }

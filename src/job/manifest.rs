@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 
 /// The name of the manifest's file.
 pub(super) const FILE: &str = "manifest.json";
@@ -114,7 +115,7 @@ impl Manifest {
     /// [`Error::Damaged`] if it is not as it was written.
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        let text = match std::fs::read(&path) {
+        let text = match patiently(|| std::fs::read(&path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.at("read", &path)?,
         };

@@ -171,7 +171,7 @@ impl Job {
             let manifest = Manifest::load(out).ok().flatten();
             manifest.is_some_and(|manifest| manifest.plan == self.fingerprint())
         };
-        if staging::was_published(&*self.storage, out, is_ours) {
+        if staging::was_published(&*self.storage, out, is_ours)? {
             progress.event(&Event::Notice { text: "the output was complete already" });
             return Ok(Report::default());
         }
@@ -196,7 +196,7 @@ impl Job {
     }
 
     /// What a staging directory is told about this merge.
-    fn plan_file(&self) -> PlanFile {
+    fn plan_file(&self) -> Result<PlanFile, Error> {
         let absolute =
             |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let inputs =
@@ -208,7 +208,7 @@ impl Job {
                 header_sha256: file.header_sha256.clone(),
             });
         let shards = self.plan.layout.shards.iter();
-        PlanFile {
+        Ok(PlanFile {
             identity: staging::Identity {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
@@ -217,9 +217,9 @@ impl Job {
             shards: shards
                 .map(|s| staging::ShardName { file: s.file_name.clone(), bytes: s.len })
                 .collect(),
-            others: publish::names(self),
+            others: publish::names(self)?,
             command: self.settings.command.clone(),
-        }
+        })
     }
 
     /// A hash of recipe and inputs that does not depend on where and when they lie.

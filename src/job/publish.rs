@@ -14,6 +14,7 @@ use crate::engine::EngineError;
 use crate::engine::sink::durable;
 use crate::error::{Error, IoContext};
 use crate::method::registry::Preset;
+use crate::patience::patiently;
 use crate::plan::tied::Tie;
 use crate::progress::Progress;
 use crate::recipe::{Model, OutputDtype};
@@ -24,12 +25,21 @@ const CONFIG: &str = "config.json";
 const CARD: &str = "README.md";
 
 /// Names of the files that [`write()`] makes for this job.
-pub(super) fn names(job: &Job) -> Vec<String> {
-    let mut names = side_files(&job.inputs.donor().root, job.recipe.copy_code);
+///
+/// # Errors
+/// What the disk of the inputs says.
+pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
+    let mut names = donated(job)?;
     names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
     names.sort();
     names.dedup();
-    names
+    Ok(names)
+}
+
+/// Names of the donor's side files.
+fn donated(job: &Job) -> Result<Vec<String>, Error> {
+    let root = &job.inputs.donor().root;
+    patiently(|| side_files(root, job.recipe.copy_code)).at("list", root)
 }
 
 /// Writes side files, model card, recipe, config, index and manifest.
@@ -43,12 +53,12 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         Ok(())
     };
     let root = &job.inputs.donor().root;
-    for name in side_files(root, job.recipe.copy_code) {
+    for name in donated(job)? {
         if name == CONFIG || name == CARD || name == manifest::FILE {
             continue;
         }
         let from = root.join(&name);
-        let bytes = std::fs::read(&from).at("read", &from)?;
+        let bytes = patiently(|| std::fs::read(&from)).at("read", &from)?;
         write(&name, &bytes)?;
     }
     write(RECIPE, job.published_recipe().as_bytes())?;

@@ -71,7 +71,7 @@ pub(super) fn merge(
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
     let restart = job.settings.restart;
-    let staging = Staging::open(&*job.storage, place, out, job.plan_file(), restart)?;
+    let staging = Staging::open(&*job.storage, place, out, job.plan_file()?, restart)?;
     let mut redo = Redo::default();
     let report = loop {
         match in_staging(job, &staging, progress, cancel) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::sink::{Storage, durable};
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 
 const PREFIX: &str = "fold-";
 
@@ -46,7 +47,8 @@ impl<'a> Snapshots<'a> {
 
     /// A saved state; `None` if it is gone or damaged.
     pub(super) fn load(&self, unit: u32, stage: u32, elements: u64) -> Option<Vec<u8>> {
-        let bytes = std::fs::read(self.path(unit, stage, elements)).ok()?;
+        let path = self.path(unit, stage, elements);
+        let bytes = patiently(|| std::fs::read(&path)).ok()?;
         let (claimed, packed) = bytes.split_first_chunk::<32>()?;
         if blake3::hash(packed).as_bytes() != claimed {
             return None;

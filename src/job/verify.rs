@@ -144,7 +144,14 @@ pub(super) fn finished(
     let mut report = VerifyReport { finished: true, ..VerifyReport::default() };
     match Catalog::open(dir, OpenOptions::default()) {
         Ok(catalog) => report.warnings.extend(catalog.warnings),
-        Err(error) => report.find(&dir.display().to_string(), error.to_string()),
+        Err(error) => {
+            let error = Error::from(error);
+            // What cannot be read now may well be sound.
+            if error.exit_code() == 7 {
+                return Err(error);
+            }
+            report.find(&dir.display().to_string(), error.to_string());
+        }
     }
     let manifest = match Manifest::load(dir) {
         Ok(Some(manifest)) => manifest,
@@ -164,7 +171,7 @@ pub(super) fn finished(
     };
     report.manifest = true;
     report.files = manifest.files.len();
-    strangers(dir, &manifest, &mut report);
+    strangers(dir, &manifest, &mut report)?;
     let mut tasks = Vec::new();
     for file in &manifest.files {
         match dir.join(&file.name).metadata() {
@@ -216,17 +223,14 @@ fn unfinished(
 }
 
 /// Shards that the manifest does not know: a loader that takes whatever is there would load them.
-fn strangers(dir: &Path, manifest: &Manifest, report: &mut VerifyReport) {
+fn strangers(dir: &Path, manifest: &Manifest, report: &mut VerifyReport) -> Result<(), Error> {
     let known: HashSet<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    for name in names {
+    for name in staging::entries(dir)? {
         if name.ends_with(".safetensors") && !known.contains(name.as_str()) {
             report.find(&name, "is not in the manifest");
         }
     }
+    Ok(())
 }
 
 /// What is to be compared of one file.

@@ -12,6 +12,8 @@ import time
 
 import errors
 import kills
+import moments
+import places
 import scene
 import tracer
 
@@ -32,7 +34,7 @@ def main():
     os.chmod(root, 0o755)
     try:
         scene.prepare(options.reflow, root)
-        for room, traced in ((kills, True), (errors, True)):
+        for room, traced in ((kills, True), (errors, True), (places, False), (moments, False)):
             if options.only and room.__name__ not in options.only.split(","):
                 continue
             if traced and why_not:

@@ -35,10 +35,11 @@ def prepare(reflow, root):
 
 
 def merge(out, *extra, inputs=None):
-    """The command under test."""
+    """The command under test; what is given takes the place of the usual setting."""
     inputs = inputs or f"{ROOT}/in"
+    usual = [text for flag, value in zip(SETTINGS[::2], SETTINGS[1::2]) if flag not in extra for text in (flag, value)]
     return [REFLOW, "merge", "--base", f"{inputs}/base", "--expert", f"{inputs}/expert1", "--expert",
-            f"{inputs}/expert2=1.3", "--out", out, *SETTINGS, *extra]
+            f"{inputs}/expert2=1.3", "--out", out, *usual, *extra]
 
 
 def reflow_run(args, timeout=60, **options):
@@ -77,7 +78,10 @@ def clean_stop(out, code, stderr, allowed):
     if code not in allowed:
         raise Bad(f"exit code {code}, not one of {allowed}: {stderr}")
     if os.path.lexists(out):
-        raise Bad(f"exit code {code}, and the output is there: {stderr}")
+        # The one way to fail after the commit: nobody knows whether the disk has the new name.
+        unsure = code == 7 and "durable" in stderr and os.path.exists(f"{out}.partial")
+        if not unsure or contents(out) != EXPECTED:
+            raise Bad(f"exit code {code}, and the output is there: {stderr}")
 
 
 def resume(out, *extra, inputs=None):

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::SinkError;
-use crate::engine::patience::patiently;
+use crate::patience::patiently;
 
 /// Bytes read at a time.
 const STEP: u64 = 1 << 20;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::engine::patience::Patience;
+use crate::patience::Patience;
 
 use super::file::{OpenFile, Opening};
 use super::{ByteRange, InputFile, SourceError};

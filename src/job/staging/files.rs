@@ -9,6 +9,7 @@ use crate::error::{Error, IoContext};
 use crate::job::journal;
 use crate::job::parcels::Shelf;
 use crate::job::snapshots::Snapshots;
+use crate::patience::patiently;
 
 /// Whether `name` is one that the state directory may hold.
 pub(super) fn is_state(name: &str) -> bool {
@@ -39,8 +40,8 @@ pub(super) fn known_files(dir: &Path, known: impl Fn(&str) -> bool) -> Result<Ve
 }
 
 /// The names in a directory, sorted; none if there is no directory.
-pub(super) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
-    let listing = match std::fs::read_dir(dir) {
+pub(in crate::job) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
+    let listing = match patiently(|| std::fs::read_dir(dir)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         listing => listing.at("list", dir)?,
     };

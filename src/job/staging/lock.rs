@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 
 /// The name of the lock's file.
 pub(in crate::job) const FILE: &str = "lock";
@@ -59,9 +60,9 @@ impl Lock {
     /// [`Error::Locked`] if another process has it.
     pub(in crate::job) fn take(state: &Path, root: &Path) -> Result<Self, Error> {
         let path = state.join(FILE);
-        let mut file = (OpenOptions::new().read(true).write(true).create(true).truncate(false))
-            .open(&path)
-            .at("open", &path)?;
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let mut file = patiently(|| options.open(&path)).at("open", &path)?;
         let mut text = String::new();
         // Whatever it says, it is replaced.
         let _unread = file.read_to_string(&mut text);
@@ -96,7 +97,7 @@ impl Lock {
     /// # Errors
     /// [`Error::Locked`]; what the disk says.
     pub(in crate::job) fn check(&self) -> Result<(), Error> {
-        let text = match std::fs::read(&self.path) {
+        let text = match patiently(|| std::fs::read(&self.path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             text => text.at("read", &self.path)?,
         };
@@ -111,7 +112,7 @@ impl Lock {
 
 /// Who works in a state directory at this moment, if anybody does.
 pub(in crate::job) fn holder(state: &Path) -> Option<String> {
-    let mut file = File::open(state.join(FILE)).ok()?;
+    let mut file = patiently(|| File::open(state.join(FILE))).ok()?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();

@@ -7,13 +7,14 @@ mod plan_file;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub(super) use files::entries;
 pub(super) use lock::holder;
 pub(super) use plan_file::{Identity, InputIdentity, PlanFile, ShardName};
 
 use super::journal::{self, Journal, Record};
 use crate::engine::sink::{SinkError, Storage, durable};
 use crate::error::Error;
-use files::{entries, known_files, make_dir, remove, target};
+use files::{known_files, make_dir, remove, target};
 use lock::Lock;
 
 /// Room for side files, index and journal, beside the shards.
@@ -122,6 +123,7 @@ impl<'a> Staging<'a> {
         let root = place.root(out);
         let state = state_of(&root);
         make_dir(storage, &root)?;
+        only_ours(&root)?;
         durable::sync_dir(storage, durable::parent(&root))?;
         make_dir(storage, &state)?;
         let lock = Lock::take(&state, &root)?;
@@ -284,11 +286,7 @@ impl<'a> Staging<'a> {
     /// The files that an earlier attempt has left, all of which must be known. The journal comes first:
     /// it must go before what it speaks of.
     fn look(&self, begun: Option<&PlanFile>) -> Result<Vec<PathBuf>, Error> {
-        for entry in entries(&self.root)? {
-            if !matches!(entry.as_str(), "state" | "model") {
-                return Err(Error::Foreign { path: self.root.join(entry) });
-            }
-        }
+        only_ours(&self.root)?;
         let made = |name: &str| {
             let name = target(name);
             self.plan.makes(name) || begun.is_some_and(|begun| begun.makes(name))
@@ -299,6 +297,14 @@ impl<'a> Staging<'a> {
         found.sort_by_key(|path| !path.ends_with(journal::FILE));
         found.extend(known_files(&self.model(), made)?);
         Ok(found)
+    }
+}
+
+/// Demands that there is nothing in a staging directory but its two rooms.
+fn only_ours(root: &Path) -> Result<(), Error> {
+    match entries(root)?.into_iter().find(|name| !matches!(name.as_str(), "state" | "model")) {
+        Some(name) => Err(Error::Foreign { path: root.join(name) }),
+        None => Ok(()),
     }
 }
 
@@ -318,16 +324,25 @@ fn sweep(storage: &dyn Storage, root: &Path) {
 /// If an earlier attempt was stopped after everything was published: removes its litter, and tells so.
 ///
 /// `is_ours` says whether `out` holds what would be made.
-pub(super) fn was_published(storage: &dyn Storage, out: &Path, is_ours: impl Fn() -> bool) -> bool {
-    [Place::Beside, Place::Inside].iter().any(|place| {
+///
+/// # Errors
+/// What the disk says: the output's name must be durable before what it could be made from again goes.
+pub(super) fn was_published(
+    storage: &dyn Storage,
+    out: &Path,
+    is_ours: impl Fn() -> bool,
+) -> Result<bool, Error> {
+    for place in [Place::Beside, Place::Inside] {
         let root = place.root(out);
         let moved = root.exists() && entries(&model_of(&root)).is_ok_and(|names| names.is_empty());
-        let published = moved && holder(&state_of(&root)).is_none() && is_ours();
-        if published {
+        if moved && holder(&state_of(&root)).is_none() && is_ours() {
+            let named = if place == Place::Beside { durable::parent(out) } else { out };
+            durable::sync_dir(storage, named)?;
             sweep(storage, &root);
+            return Ok(true);
         }
-        published
-    })
+    }
+    Ok(false)
 }
 
 /// Bytes that an earlier attempt at `out` holds on the disk.

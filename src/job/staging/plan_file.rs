@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
+use crate::patience::patiently;
 
 /// The name of the plan's file.
 pub(in crate::job) const FILE: &str = "plan.json";
@@ -129,7 +130,7 @@ impl PlanFile {
     /// [`Error::Damaged`] if it is not as it was written.
     pub(in crate::job) fn load(state: &Path) -> Result<Option<Self>, Error> {
         let path = state.join(FILE);
-        let text = match std::fs::read(&path) {
+        let text = match patiently(|| std::fs::read(&path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             text => text.at("read", &path)?,
         };

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::{Storage, StoredFile};
-use crate::engine::patience::patiently;
 use crate::engine::sink::writeback;
+use crate::patience::patiently;
 
 /// The file systems of this machine.
 #[derive(Clone, Copy, Debug, Default)]

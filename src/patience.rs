@@ -4,17 +4,17 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// Waits while the process has too many files open: tiles in flight give theirs back.
-pub(super) struct Patience(Instant);
+pub(crate) struct Patience(Instant);
 
 impl Patience {
     const LIMIT: Duration = Duration::from_secs(10);
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Instant::now())
     }
 
     /// Whether to try again after `error`. Waits a moment before it says yes.
-    pub(super) fn again(&self, error: &io::Error) -> bool {
+    pub(crate) fn again(&self, error: &io::Error) -> bool {
         let full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
         let again = full && self.0.elapsed() < Self::LIMIT;
         if again {
@@ -24,11 +24,11 @@ impl Patience {
     }
 }
 
-/// Opens a file, with patience.
+/// Opens a file, or does something else that takes a descriptor, with patience.
 ///
 /// # Errors
 /// Those of `open`; EMFILE only if no descriptor has come free for some seconds.
-pub(super) fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let patience = Patience::new();
     loop {
         match open() {
