@@ -69,6 +69,9 @@ def fail(name, error, n, for_good):
                     tracer.answer(call, -code)
 
         ended = tracer.run(args(name, out), [name], on_call, stderr=f"{place}/stderr")
+        if not failed and n > 1:
+            # Some calls are made more often in one run than in another.
+            return fail(name, error, n - n // 20 - 1, for_good)
         if not failed:
             raise Bad("not injected")
         told = ended.stderr
