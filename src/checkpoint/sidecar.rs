@@ -39,7 +39,8 @@ pub fn side_files(root: &Path, code: bool) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(root)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if !SIDE_FILES.contains(&name.as_str()) && !(code && is_python(&name)) {
+        let wanted = SIDE_FILES.contains(&name.as_str()) || (code && is_python(&name));
+        if !wanted {
             continue;
         }
         // Links are followed, as the hub's cache is made of them.
