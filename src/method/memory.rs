@@ -21,7 +21,7 @@ use super::{AnyStage, BLOCK, Block, Held, Method, MethodError, Next, Outcome, Un
 /// let pcb = (registry::find("pcb", None).ok_or("no such method")?.build)(&setup);
 /// let unit = UnitView::array("numbers", 4, values.with_each("lambda", &[1.0]));
 /// let (merged, outcome) = run_in_memory(&*pcb, &unit, &[1.0; 4], &[&[0.0, 0.1, 0.2, 0.3]])?;
-/// assert_eq!(merged, [1.0, 1.0, 1.0, 1.3]);
+/// assert_eq!(merged, [1.0, 1.0, 1.0, 1.2]);
 /// assert_eq!(outcome.experts[0].kept, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
