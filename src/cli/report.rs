@@ -50,9 +50,25 @@ pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> S
             seconds(pass.seconds),
         );
     }
+    let missed = missed(report);
+    if missed > 0 {
+        let _infallible = writeln!(
+            text,
+            "{} that samples promised did not hold, so more was read; the result is the same",
+            if missed == 1 {
+                "1 bracket".to_owned()
+            } else {
+                format!("{} brackets", count(missed))
+            },
+        );
+    }
+    let times = match report.inputs {
+        0 => String::new(),
+        inputs => format!(" ({:.2} times the inputs)", report.read as f64 / inputs as f64),
+    };
     let _infallible = writeln!(
         text,
-        "{} read and {} written in {}; peak memory {}",
+        "{} read{times} and {} written in {}; peak memory {}",
         bytes(report.read),
         bytes(report.written),
         seconds(report.seconds),
@@ -98,9 +114,19 @@ pub(super) fn json(report: &Report, labels: &[String]) -> Value {
         json!({ "unit": name, "elements": outcome.elements, "experts": experts.collect::<Vec<_>>() })
     });
     let units: Vec<Value> = units.collect();
-    json!({ "units": units, "passes": report.passes, "read": report.read,
-            "written": report.written, "seconds": report.seconds, "memory": report.memory,
-            "replaced": report.replaced })
+    let mut value = json!({ "units": units, "passes": report.passes, "read": report.read,
+            "inputs": report.inputs, "written": report.written, "seconds": report.seconds,
+            "memory": report.memory, "replaced": report.replaced });
+    let missed = missed(report);
+    if missed > 0 {
+        value["missed"] = json!(missed);
+    }
+    value
+}
+
+/// Brackets from samples that did not hold, over all units.
+fn missed(report: &Report) -> u64 {
+    report.units.iter().map(|(_, outcome)| outcome.missed).sum()
 }
 
 fn totals(report: &Report) -> Vec<ExpertTotal> {
@@ -126,4 +152,25 @@ fn figures(expert: &ExpertOutcome) -> String {
 
 fn percent(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { 100.0 * part / whole } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::Outcome;
+
+    #[test]
+    fn missed_brackets_and_reads_are_told_and_no_miss_is_not() {
+        let unit = |missed| ("unit".to_owned(), Outcome { missed, ..Outcome::default() });
+        let report = |units| Report { units, read: 630, inputs: 300, ..Report::default() };
+        let (labels, quiet) = ([], report(vec![unit(0), unit(0)]));
+        let text = render(&quiet, &labels, None);
+        assert!(text.contains("(2.10 times the inputs)") && !text.contains("bracket"), "{text}");
+        assert!(json(&quiet, &labels).get("missed").is_none());
+        let loud = report(vec![unit(1), unit(2)]);
+        let text = render(&loud, &labels, None);
+        assert!(text.contains("3 brackets that samples promised did not hold"), "{text}");
+        assert_eq!(json(&loud, &labels)["missed"], 3);
+        assert_eq!(json(&loud, &labels)["inputs"], 300);
+    }
 }

@@ -23,7 +23,7 @@ use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Work, host};
 use crate::error::Error;
 use crate::method::{AnyStage, Next, Outcome, Sampling, State};
-use crate::plan::{Grain, Run};
+use crate::plan::{Grain, Run, Segment};
 use crate::progress::{Event, Progress};
 
 /// Output bytes per piece of a map: what a kill can cost.
@@ -52,6 +52,8 @@ pub struct Report {
     pub passes: Vec<PassReport>,
     /// Bytes read over all passes.
     pub read: u64,
+    /// Bytes that one read of all inputs takes.
+    pub inputs: u64,
     /// Bytes of the output's shards.
     pub written: u64,
     /// Wall-clock seconds.
@@ -163,6 +165,7 @@ fn in_staging(
     publish::check(job, &staging.model(), progress, cancel)?;
     report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
     report.read = report.passes.iter().map(|p| p.read).sum();
+    report.inputs = job.plan.segments.iter().map(Segment::input_bytes).sum();
     report.seconds = begin.elapsed().as_secs_f64();
     report.memory = host::usage::snapshot();
     Ok(report)

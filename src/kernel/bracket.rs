@@ -156,3 +156,41 @@ pub fn flagged(flags: &[u32], mut visit: impl FnMut(usize, u32)) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernels;
+    use crate::kernel::pcb::{Inter, Scratch};
+
+    #[test]
+    fn scores_of_single_elements_are_those_of_their_block() {
+        const SPECIAL: [f32; 10] = [0.0, -0.0, 1e-45, -1e-39, 1e-23, -3e-4, 0.02, -0.7, 2.5, -40.0];
+        for kernels in Kernels::available() {
+            for (n, len) in [(1, 5), (3, 300), (7, 4096)] {
+                let value = |i: usize, e: usize| {
+                    SPECIAL[(e * 7 + i * 3 + e / 11) % SPECIAL.len()] * (1.0 + e as f32 * 1e-4)
+                };
+                let rows: Vec<Vec<f32>> =
+                    (0..n).map(|i| (0..len).map(|e| value(i, e)).collect()).collect();
+                let taus: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+                let bounds: Vec<Bounds> =
+                    (0..n).map(|i| Bounds { lo: 1e-6, hi: 0.3 + i as f32 }).collect();
+                let mut scores = vec![0.0; n * len];
+                let mut scratch = Scratch::default();
+                kernels.pcb_scores(Inter::Raw, &taus, &bounds, &mut scratch, &mut scores);
+                let mut sum = vec![0.0; len];
+                kernels.pcb_sum(&taus, &mut sum);
+                for (i, expected) in scores.chunks(len).enumerate() {
+                    // Every third element, as if the others had been decided.
+                    let some = |row: &[f32]| row.iter().copied().step_by(3).collect::<Vec<_>>();
+                    let (tau, sum, expected) = (some(taus[i]), some(&sum), some(expected));
+                    let (mut rows, mut got) = (Rows::default(), vec![0.0; tau.len()]);
+                    kernels.pcb_rescore(n as f32, &tau, &sum, bounds[i], &mut rows, &mut got);
+                    let bits = |row: &[f32]| row.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&got), bits(&expected), "{kernels:?} {n} {i}");
+                }
+            }
+        }
+    }
+}
