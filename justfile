@@ -39,6 +39,15 @@ faults-nightly:
     cargo build --release
     tests/faults/run.sh target/release/reflow --nightly
 
+# One parser under a coverage-guided fuzzer, for so many seconds (a nightly compiler, cargo-fuzz).
+fuzz target seconds="60":
+    mkdir -p fuzz/corpus-new/{{target}}
+    cargo +nightly fuzz run {{target}} fuzz/corpus-new/{{target}} fuzz/corpus/{{target}} -- -max_total_time={{seconds}} -max_len=8192
+
+# All of them.
+fuzz-all seconds="60":
+    for target in $(cargo +nightly fuzz list); do just fuzz $target {{seconds}} || exit 1; done
+
 # Makes all fixtures anew.
 fixtures:
     python3 fixtures/make_all.py

@@ -35,6 +35,8 @@ pub mod checkpoint;
 pub mod cli;
 pub mod engine;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod human;
 pub mod job;
 pub mod kernel;
@@ -42,6 +44,7 @@ pub mod method;
 pub(crate) mod patience;
 pub mod plan;
 pub mod progress;
+pub(crate) mod quote;
 pub mod recipe;
 pub mod stats;
 #[cfg(test)]

@@ -10,6 +10,8 @@
 
 mod catalog;
 mod dtype;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod header;
 mod index;
 mod json;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::human;
+use crate::quote::quoted;
 
 /// What a model card tells. Names are for display: no paths.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,11 +88,6 @@ impl ModelCard {
         }
         text
     }
-}
-
-/// A YAML string that needs no further escaping: JSON strings are YAML.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// Text inside a Markdown table.

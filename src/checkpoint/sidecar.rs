@@ -55,7 +55,9 @@ pub fn side_files(root: &Path, code: bool) -> io::Result<Vec<String>> {
 }
 
 fn is_python(name: &str) -> bool {
+    // Nobody can import a module whose name is not printable.
     Path::new(name).extension().is_some_and(|end| end == "py")
+        && !name.chars().any(char::is_control)
 }
 
 /// A config with the element type `dtype` (e.g. `bfloat16`) in every place that names one, and

@@ -3,6 +3,8 @@
 mod args;
 mod commands;
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod inspect;
 mod methods;
 mod output;

@@ -32,7 +32,7 @@ pub(super) fn failure(error: &Error, code: u8, as_json: bool) {
     }
     message(&format!("error: {}", printable(&error.to_string())));
     for hint in hints {
-        message(&format!(" hint: {hint}"));
+        message(&format!(" hint: {}", printable(&hint)));
     }
 }
 

@@ -21,13 +21,13 @@ pub(super) fn status(args: &StatusArgs) -> Outcome {
         return output::data(&format!("{:#}\n", json!(status)));
     }
     let dir = args.dir.display();
-    output::data(&match status {
+    output::data(&output::printable(&match status {
         Status::Nothing => format!("{dir}: nothing that reflow made\n"),
         Status::Finished { files, bytes } => {
             format!("{dir}: finished, {files} files, {}\n", human::bytes(bytes))
         }
         Status::Unfinished(unfinished) => format!("{dir}: {}", render(&unfinished)),
-    })
+    }))
 }
 
 fn render(it: &Unfinished) -> String {
@@ -94,7 +94,7 @@ pub(super) fn verify(args: &Verify, display: &dyn Display) -> Outcome {
     } else {
         warn(display, report.warnings.iter().map(String::as_str));
         let findings = report.findings.iter().map(|finding| format!("{finding}\n"));
-        output::data(&findings.collect::<String>())?;
+        output::data(&output::printable(&findings.collect::<String>()))?;
         if let Depth::Sample { seed, .. } = depth {
             display.event(&Event::Detail { text: &format!("seed {seed}") });
         }

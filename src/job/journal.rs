@@ -85,8 +85,14 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Whether every run of bytes ends where a file can.
+    fn is_possible(&self) -> bool {
+        (self.extents.iter().chain(&self.open))
+            .all(|written| written.offset.checked_add(written.bytes).is_some())
+    }
+
     /// Whether it speaks of bytes in this range of this shard.
-    fn touches(&self, shard: u32, offset: u64, bytes: u64) -> bool {
+    pub(super) fn touches(&self, shard: u32, offset: u64, bytes: u64) -> bool {
         let end = offset.saturating_add(bytes);
         (self.extents.iter().chain(&self.open)).any(|written| {
             written.shard == shard
@@ -240,10 +246,10 @@ fn parse_line(line: &[u8]) -> Option<Record> {
     if blake3::hash(text.as_bytes()).to_hex().as_str() != claimed {
         return None;
     }
-    serde_json::from_str(text).ok()
+    serde_json::from_str(text).ok().filter(Record::is_possible)
 }
 
-fn line(record: &Record) -> String {
+pub(super) fn line(record: &Record) -> String {
     // Numbers, strings and lists: nothing that could fail.
     let text = serde_json::to_string(record).unwrap_or_default();
     format!("{} {text}\n", blake3::hash(text.as_bytes()).to_hex())

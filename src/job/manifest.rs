@@ -106,6 +106,7 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(text).ok()?;
         let check = blake3::hash(manifest.body().as_bytes()).to_hex();
         let sound = manifest.format == FORMAT && check.as_str() == manifest.blake3;
+        let sound = sound && manifest.files.iter().all(ManifestFile::is_possible);
         (sound && manifest.render().as_bytes() == text).then_some(manifest)
     }
 
@@ -122,6 +123,22 @@ impl Manifest {
         let what = "it is not as it was written".to_owned();
         Self::parse(&text).ok_or(Error::Damaged { path, what }).map(Some)
     }
+}
+
+impl ManifestFile {
+    /// Whether there can be such a file beside the manifest: whoever verifies a directory did not always write it.
+    fn is_possible(&self) -> bool {
+        let end = self.extents.iter().try_fold(0u64, |end, extent| {
+            let named = extent.tensor.iter().all(|name| !name.chars().any(char::is_control));
+            (named && extent.offset == end).then(|| end.checked_add(extent.bytes))?
+        });
+        is_file_name(&self.name) && (self.extents.is_empty() || end == Some(self.bytes))
+    }
+}
+
+/// Whether a name is that of a file in the directory that it is looked for in.
+pub(super) fn is_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.chars().any(|c| c == '/' || c.is_control())
 }
 
 /// Numbers, strings and lists: nothing that could fail.

@@ -16,6 +16,8 @@
 
 mod extents;
 mod failpoint;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod inputs;
 mod journal;
 mod manifest;

@@ -175,6 +175,8 @@ pub(super) fn finished(
     let mut tasks = Vec::new();
     for file in &manifest.files {
         match dir.join(&file.name).metadata() {
+            // Opening a pipe would wait for its other end.
+            Ok(meta) if !meta.is_file() => report.find(&file.name, "is not a regular file"),
             Ok(meta) if meta.len() == file.bytes => tasks.push(Task::new(file, depth)),
             Ok(meta) => {
                 let (is, was) = (meta.len(), file.bytes);

@@ -4,6 +4,8 @@
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
 mod filters;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hub;
 pub mod mergekit;
 mod parameters;

@@ -11,6 +11,7 @@
 use std::fmt;
 
 use crate::method::Value;
+use crate::quote::quoted;
 
 /// What a recipe says about a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,8 +129,7 @@ impl fmt::Display for Setting {
                 let entries: Vec<String> = (entries.iter())
                     .map(|entry| match &entry.filter {
                         Some(filter) => {
-                            let filter = serde_json::Value::from(filter.as_str());
-                            format!("{{filter: {filter}, value: {}}}", entry.value)
+                            format!("{{filter: {}, value: {}}}", quoted(filter), entry.value)
                         }
                         None => format!("{{value: {}}}", entry.value),
                     })
@@ -148,9 +148,9 @@ impl fmt::Display for Shown<'_> {
         match self.0 {
             Value::Number(number) => write!(f, "{number}"),
             Value::Flag(flag) => write!(f, "{flag}"),
-            // Words that mean themselves stay bare; JSON strings are YAML strings.
+            // Words that mean themselves stay bare.
             Value::Word(word) if is_plain(word) => f.write_str(word),
-            Value::Word(word) => write!(f, "{}", serde_json::Value::from(word.as_str())),
+            Value::Word(word) => f.write_str(&quoted(word)),
         }
     }
 }

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use super::{OutputDtype, Recipe, Setting, Words};
 use crate::method::Value;
+use crate::quote::quoted;
 
 pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
-    // JSON strings are YAML strings.
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let model = |path: &Path| quoted(&name(path));
     let mut text = format!("merge_method: {}\n", recipe.method.name);
     if let Some(base) = &recipe.base {

@@ -26,18 +26,26 @@ pub(in crate::job) struct Holder {
 }
 
 impl Holder {
-    fn of_this_process(generation: u64) -> Self {
+    /// What a lock file says; an empty holder if it makes no sense.
+    pub(in crate::job) fn parse(text: &[u8]) -> Self {
+        serde_json::from_slice(text).unwrap_or_default()
+    }
+
+    /// The one that comes after `before`.
+    pub(in crate::job) fn of_this_process(before: &Self) -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         Self {
             pid: std::process::id(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             boot_id: boot_id.unwrap_or_default().trim().to_owned(),
-            generation,
+            generation: before.generation.saturating_add(1),
         }
     }
 
-    fn describe(&self) -> String {
-        format!("process {} on {}", self.pid, self.host)
+    pub(in crate::job) fn describe(&self) -> String {
+        // The file may hold anything.
+        let host: String = self.host.chars().filter(|c| !c.is_control()).collect();
+        format!("process {} on {host}", self.pid)
     }
 }
 
@@ -63,10 +71,10 @@ impl Lock {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let mut file = patiently(|| options.open(&path)).at("open", &path)?;
-        let mut text = String::new();
+        let mut text = Vec::new();
         // Whatever it says, it is replaced.
-        let _unread = file.read_to_string(&mut text);
-        let before: Holder = serde_json::from_str(&text).unwrap_or_default();
+        let _unread = file.read_to_end(&mut text);
+        let before = Holder::parse(&text);
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -79,7 +87,7 @@ impl Lock {
                 return Err(Error::Io { operation: "lock", path, source });
             }
         }
-        let holder = Holder::of_this_process(before.generation + 1);
+        let holder = Holder::of_this_process(&before);
         let text = serde_json::to_string(&holder).unwrap_or_default();
         file.set_len(0).at("write", &path)?;
         let _start = file.seek(SeekFrom::Start(0)).at("write", &path)?;
@@ -115,10 +123,9 @@ pub(in crate::job) fn holder(state: &Path) -> Option<String> {
     let mut file = patiently(|| File::open(state.join(FILE))).ok()?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let _unread = file.read_to_string(&mut text);
-            let holder: Holder = serde_json::from_str(&text).unwrap_or_default();
-            Some(holder.describe())
+            let mut text = Vec::new();
+            let _unread = file.read_to_end(&mut text);
+            Some(Holder::parse(&text).describe())
         }
         _ => None,
     }

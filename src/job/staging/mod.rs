@@ -8,6 +8,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(super) use files::entries;
+#[cfg(any(test, fuzzing))]
+pub(super) use lock::Holder;
 pub(super) use lock::holder;
 pub(super) use plan_file::{Identity, InputIdentity, PlanFile, ShardName};
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
+use crate::job::manifest::is_file_name;
 use crate::patience::patiently;
 
 /// The name of the plan's file.
@@ -121,7 +122,8 @@ impl PlanFile {
     /// Reads what [`Self::render`] made; `None` if any byte of it is another.
     pub(in crate::job) fn parse(text: &[u8]) -> Option<Self> {
         let checked: Checked = serde_json::from_slice(text).ok()?;
-        (checked.plan.render().as_bytes() == text).then_some(checked.plan)
+        let plan = checked.plan;
+        (plan.render().as_bytes() == text && plan.names().all(is_file_name)).then_some(plan)
     }
 
     /// Reads the plan of a state directory; `None` if there is none.
@@ -140,7 +142,12 @@ impl PlanFile {
 
     /// Whether `name` is a file of the output.
     pub(in crate::job) fn makes(&self, name: &str) -> bool {
-        self.shards.iter().any(|shard| shard.file == name) || self.others.iter().any(|n| n == name)
+        self.names().any(|n| n == name)
+    }
+
+    /// All files of the output.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.shards.iter().map(|shard| &shard.file).chain(&self.others).map(String::as_str)
     }
 }
 
