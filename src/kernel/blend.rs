@@ -11,7 +11,18 @@ pub(super) fn weighted_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The same with each product and the sum that it is added to rounded together: in doubles, in which the
+/// The same with a weight for each element.
+#[inline(always)]
+pub(super) fn weighted_rows(rows: &[&[f32]], weights: &[&[f32]], out: &mut [f32]) {
+    out.fill(0.0);
+    for (row, weights) in rows.iter().zip(weights) {
+        for ((sum, &x), &weight) in out.iter_mut().zip(*row).zip(*weights) {
+            *sum += weight * x;
+        }
+    }
+}
+
+/// [`weighted_sum`] with each product and the sum that it is added to rounded together: in doubles, in which the
 /// product is exact, and then to `f32`.
 #[inline(always)]
 pub(super) fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
@@ -48,6 +59,28 @@ pub(super) fn elected_sum(
     }
     for share in shares {
         *share = if *share == 0.0 { 1.0 } else { *share };
+    }
+}
+
+/// `out` = `share * row + (1 - share) * base`, where share = `t` / |row - base|, within 0 to 1: all of a row's element
+/// where it is no further than `t` from the base, less and less beyond. Differences below 1e-6 count as that.
+#[inline(always)]
+pub(super) fn near(base: &[f32], row: &[f32], t: f32, out: &mut [f32]) {
+    for ((out, &base), &x) in out.iter_mut().zip(base).zip(row) {
+        let distance = (base - x).abs();
+        let distance = if distance < 1e-6 { 1e-6 } else { distance };
+        let share = t * (1.0 / distance);
+        let share = if share < 0.0 { 0.0 } else { share };
+        let share = if share > 1.0 { 1.0 } else { share };
+        *out = share * x + (1.0 - share) * base;
+    }
+}
+
+/// `out` = `factor * row`.
+#[inline(always)]
+pub(super) fn scale(row: &[f32], factor: f32, out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out = x * factor;
     }
 }
 
@@ -99,6 +132,9 @@ mod tests {
                 let [mut sum, mut votes, mut shares, mut elected] =
                     [(); 4].map(|()| vec![9.0f32; len]);
                 kernels.weighted_sum(&rows, &weights, &mut sum);
+                let (mut by_rows, all) = (vec![9.0f32; len], weights.map(|w| vec![w; len]));
+                kernels.weighted_rows(&rows, &all.each_ref().map(Vec::as_slice), &mut by_rows);
+                assert_eq!(by_rows, sum);
                 kernels.elected_sum(&rows, &weights, &mut votes, &mut shares, &mut elected);
                 let (mut divided, mut halved) = (elected.clone(), sum.clone());
                 kernels.divide(&shares, &mut divided);
@@ -130,6 +166,23 @@ mod tests {
                     assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{len} {k}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_near_element_is_taken_and_a_far_one_moves_as_far_as_allowed() {
+        let base = [1.0f32, 1.0, 1.0, 1.0, -0.5];
+        let row = [1.0, 1.25, 3.0, 1.0 + 2e-7, -0.75];
+        for kernels in Kernels::available() {
+            let near = |t: f32| {
+                let mut out = [9.0f32; 5];
+                kernels.near(&base, &row, t, &mut out);
+                out
+            };
+            assert_eq!(near(0.25), [1.0, 1.25, 1.25, row[3], -0.75]);
+            assert_eq!(near(0.0), base);
+            assert_eq!(near(-1.0), base);
+            assert_eq!(near(9.0), row);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::bracket::{self, Guess, Judged, Rows};
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{blend, keys, math, moments};
+use super::{blend, keys, math, moments, products};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +175,15 @@ kernels! {
     /// The sum of the products of two rows of up to [`moments::DOT_MOST`] elements, in two exact parts.
     fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] = moments::dot;
 
+    /// The sum of the products of two rows, in doubles. Finite if the values are.
+    fn product_sum(x: &[f32], y: &[f32]) -> f64 = products::product_sum;
+
+    /// The same for x with itself, x with y, and y with itself.
+    fn product_sums(x: &[f32], y: &[f32]) -> [f64; 3] = products::product_sums;
+
+    /// The sums of products down the columns of two matrices of rows of `sums.len()` elements.
+    fn column_products(x: &[f32], y: &[f32], sums: &mut [f64]) = products::column_products;
+
     /// In how many columns at least two of the rows are not zero, and in how many both signs occur.
     fn clashes(rows: &[&[f32]]) -> [u64; 2] = moments::clashes;
 
@@ -184,7 +193,10 @@ kernels! {
     /// `out` = sum of `weights[i] * rows[i]`, added in order, starting from zero.
     fn weighted_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) = blend::weighted_sum;
 
-    /// The same with each product and the sum that it is added to rounded together.
+    /// The same with a weight for each element, in rows of their own.
+    fn weighted_rows(rows: &[&[f32]], weights: &[&[f32]], out: &mut [f32]) = blend::weighted_rows;
+
+    /// `weighted_sum` with each product and the sum that it is added to rounded together.
     fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) = blend::fused_sum;
 
     /// The weighted sum of those elements that have the sign of the whole sum (`votes`), which counts as
@@ -192,6 +204,13 @@ kernels! {
     fn elected_sum(
         rows: &[&[f32]], weights: &[f32], votes: &mut [f32], shares: &mut [f32], out: &mut [f32],
     ) = blend::elected_sum;
+
+    /// `out` = what lies between `base` and `row`: the row's element where the two differ by up to `t`, else
+    /// less of it, the further away it is.
+    fn near(base: &[f32], row: &[f32], t: f32, out: &mut [f32]) = blend::near;
+
+    /// `out` = `factor * row`.
+    fn scale(row: &[f32], factor: f32, out: &mut [f32]) = blend::scale;
 
     /// Divides each element by that of another row.
     fn divide(divisors: &[f32], out: &mut [f32]) = blend::divide;

@@ -14,6 +14,7 @@ pub mod keys;
 mod math;
 pub mod moments;
 pub mod pcb;
+mod products;
 
 pub use dispatch::{KernelError, Kernels, Level, select};
 pub use dtype::Float;

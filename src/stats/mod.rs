@@ -5,6 +5,8 @@
 
 mod codec;
 mod dot;
+mod exact;
+mod gram;
 mod ladder;
 mod pile;
 mod rows;
@@ -15,6 +17,8 @@ mod tensor;
 
 pub use codec::{Reader, Writer};
 pub use dot::DotSum;
+pub use exact::ExactSum;
+pub use gram::{Gram, Products};
 pub use ladder::{Ladder, Rung};
 pub use pile::{Pile, unpack};
 pub use rows::{Ranked, RowCounts, RowSelection, Selected};
