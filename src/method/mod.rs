@@ -16,11 +16,14 @@ mod arithmetic;
 mod erased;
 mod linear;
 mod memory;
+mod nearswap;
 mod parcels;
 mod pass;
+mod passthrough;
 pub mod pcb;
 pub mod registry;
 mod sampling;
+mod sphere;
 mod unit;
 
 use std::fmt;
@@ -288,6 +291,12 @@ pub enum MethodError {
         "the weights add up to zero, so there is no mean; change a weight, or set normalize: false"
     )]
     NoWeight,
+    /// The directions of the models, weighted, cancel.
+    #[error(
+        "the weights add up to zero, or the directions that they give the models in this tensor cancel, so that \
+         none is left; change a weight"
+    )]
+    NoDirection,
     /// A score is infinite or NaN although all weights are finite.
     #[error(
         "the competition score of expert {expert} (counted from 1) overflows f32: its weights or \

@@ -4,11 +4,20 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Method, Strategy, Values, arithmetic, linear, pcb};
+use super::sphere::{nuslerp, slerp};
+use super::{Method, Strategy, Values, arithmetic, linear, nearswap, passthrough, pcb};
 use crate::kernel::Kernels;
 
 /// All methods; the first of a name is its default dialect.
-pub static ENTRIES: &[&Entry] = &[&pcb::ENTRY, &linear::ENTRY, &arithmetic::task_arithmetic::ENTRY];
+pub static ENTRIES: &[&Entry] = &[
+    &pcb::ENTRY,
+    &linear::ENTRY,
+    &arithmetic::task_arithmetic::ENTRY,
+    &slerp::ENTRY,
+    &nuslerp::ENTRY,
+    &nearswap::ENTRY,
+    &passthrough::ENTRY,
+];
 
 /// Over what statistics are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use crate::support::reflow;
 
 /// Methods of which every case must run but those in [`REFUSED`].
-const COMPLETE: &[&str] = &["linear", "task_arithmetic"];
+const COMPLETE: &[&str] =
+    &["linear", "task_arithmetic", "passthrough", "nearswap", "slerp", "nuslerp"];
 
 /// Cases that are refused on purpose: a merge of nothing into the base.
 const REFUSED: &[&str] = &["no-experts"];
