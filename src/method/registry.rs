@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::sphere::{nuslerp, slerp};
+use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{Method, Strategy, Values, arithmetic, linear, nearswap, passthrough, pcb};
 use crate::kernel::Kernels;
 
@@ -15,6 +15,9 @@ pub static ENTRIES: &[&Entry] = &[
     &arithmetic::task_arithmetic::ENTRY,
     &slerp::ENTRY,
     &nuslerp::ENTRY,
+    &multislerp::ENTRY,
+    &karcher::ENTRY,
+    &model_stock::ENTRY,
     &nearswap::ENTRY,
     &passthrough::ENTRY,
 ];

@@ -60,13 +60,18 @@ impl Products {
         self.get(a, a).sqrt()
     }
 
-    /// The product of two weighted sums of the vectors.
-    pub fn between(&self, x: &[f64], y: &[f64]) -> f64 {
-        let row = |(a, x): (usize, &f64)| {
-            let terms = y.iter().enumerate().map(|(b, y)| self.get(a, b) * y);
-            x * terms.sum::<f64>()
-        };
-        x.iter().enumerate().map(row).sum()
+    /// The product of a weighted sum of the vectors with one of them.
+    pub fn with(&self, weights: &[f64], vector: usize) -> f64 {
+        weights.iter().enumerate().map(|(other, weight)| weight * self.get(other, vector)).sum()
+    }
+
+    /// The length of a weighted sum of the vectors. Below about 1e-8 of what is added up, it is not told apart from
+    /// zero.
+    pub fn length(&self, weights: &[f64]) -> f64 {
+        let terms = weights.iter().enumerate().map(|(k, weight)| weight * self.with(weights, k));
+        let square: f64 = terms.sum();
+        // Rounding may leave less than nothing; NaN stays.
+        if square < 0.0 { 0.0 } else { square.sqrt() }
     }
 }
 
@@ -127,7 +132,7 @@ mod tests {
                 let vectors = vectors(count, 100);
                 let rows: Vec<&[f32]> = vectors.iter().map(Vec::as_slice).collect();
                 let products = Products::of(kernels, &rows);
-                let mut size = 0.0;
+                let mut size = 0.0f64;
                 for (a, x) in rows.iter().enumerate() {
                     for (b, y) in rows.iter().enumerate() {
                         let terms = x.iter().zip(*y).map(|(&x, &y)| f64::from(x) * f64::from(y));
@@ -137,9 +142,8 @@ mod tests {
                         size += plain;
                     }
                 }
-                let ones = vec![1.0; count];
-                let between = products.between(&ones, &ones);
-                assert!((between - size).abs() <= 1e-12 * size.abs(), "{between} {size}");
+                let length = products.length(&vec![1.0; count]);
+                assert!((length - size.sqrt()).abs() <= 1e-12 * length, "{length} {size}");
             }
         }
     }

@@ -13,8 +13,17 @@ use tempfile::TempDir;
 use crate::support::reflow;
 
 /// Methods of which every case must run but those in [`REFUSED`].
-const COMPLETE: &[&str] =
-    &["linear", "task_arithmetic", "passthrough", "nearswap", "slerp", "nuslerp"];
+const COMPLETE: &[&str] = &[
+    "linear",
+    "task_arithmetic",
+    "passthrough",
+    "nearswap",
+    "slerp",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "model_stock",
+];
 
 /// Cases that are refused on purpose: a merge of nothing into the base.
 const REFUSED: &[&str] = &["no-experts"];

@@ -11,6 +11,9 @@
 //! Lengths and angles are those of the whole tensor, or of each of its rows or columns. See [`Group`].
 
 mod columns;
+pub(super) mod karcher;
+pub(super) mod model_stock;
+pub(super) mod multislerp;
 pub(super) mod nuslerp;
 mod rows;
 pub(super) mod slerp;

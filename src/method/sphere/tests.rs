@@ -97,11 +97,23 @@ fn cases() -> Vec<(&'static str, &'static Entry, bool, Values)> {
     let nuslerp = |flatten, row_wise| {
         weights(2).with_flag("nuslerp_flatten", flatten).with_flag("nuslerp_row_wise", row_wise)
     };
+    let multislerp = |n| weights(n).with_flag("normalize_weights", true).with("eps", 1e-8);
+    let karcher = Values::new(3).with("max_iter", 10.0).with("tol", 1e-5);
     vec![
         ("slerp", &super::slerp::ENTRY, true, Values::new(1).with("t", 0.3)),
         ("nuslerp", &super::nuslerp::ENTRY, false, nuslerp(true, false)),
         ("nuslerp with base", &super::nuslerp::ENTRY, true, nuslerp(true, false)),
         ("nuslerp by rows", &super::nuslerp::ENTRY, true, nuslerp(false, false)),
+        ("multislerp", &super::multislerp::ENTRY, false, multislerp(3)),
+        ("multislerp with base", &super::multislerp::ENTRY, true, multislerp(2)),
+        ("karcher", &super::karcher::ENTRY, false, karcher),
+        ("model_stock", &super::model_stock::ENTRY, true, Values::new(3)),
+        (
+            "model_stock by rows",
+            &super::model_stock::ENTRY,
+            true,
+            Values::new(2).with_flag("filter_wise", true),
+        ),
         ("nuslerp by columns", &super::nuslerp::ENTRY, false, nuslerp(false, true)),
         ("nuslerp by columns, with base", &super::nuslerp::ENTRY, true, nuslerp(false, true)),
     ]
