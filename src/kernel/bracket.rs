@@ -8,8 +8,14 @@
 //! exp(|n z^2 - pivot| reach), and one score decides for the whole bracket. Computed scores get a
 //! guard on top that is far above any rounding; an element inside it is undecided, never wrong.
 
-use super::math::{exp, tanh_all};
-use super::pcb::Bounds;
+mod joint;
+
+pub use joint::{Joint, Member, SHORT, Space, mark_rows};
+
+pub(super) use joint::judge_together;
+
+use super::math::{EXP_SHORT, exp, exp_short, tanh_all};
+use super::pcb::{Bounds, SHIFT_ABOVE};
 
 /// The element's score may lie on either side of the threshold.
 pub const UNDECIDED: u32 = 1;
@@ -80,13 +86,15 @@ pub(super) fn judge(
     tanh_all(product, inter);
     let Guess { middle, low, high, pivot, reach, lean, guard, edge, far, top } = *guess;
     let (lo, hi, scale) = (middle.lo, middle.hi, 1.0 / middle.width());
+    // z is at most 1, and no more experts than this are judged.
+    const { assert!(SHIFT_ABOVE as f32 <= EXP_SHORT) };
     let mut judged = Judged::default();
     for ((flag, &x), &tau) in flags.iter_mut().zip(&*inter).zip(tau) {
         let magnitude = tau.abs();
         let raised = if magnitude < lo { lo } else { magnitude };
         let z = (if raised > hi { hi } else { raised } - lo) * scale;
         let exponent = factor * (z * z);
-        let score = x * exp(exponent);
+        let score = x * exp_short(exponent);
         let moved = if exponent < edge { (exponent - pivot).abs() } else { far };
         let slack = moved * reach + z * lean + guard;
         // exp(slack) - 1 <= slack + slack^2 up to 1.79, and products of subnormals round absolutely.

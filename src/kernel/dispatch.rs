@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::bracket::{self, Guess, Judged, Rows};
+use super::bracket::{self, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{blend, keys, math, moments, products};
@@ -253,6 +253,11 @@ kernels! {
     fn pcb_judge(
         factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, rows: &mut Rows, flags: &mut [u32],
     ) -> Judged = bracket::judge;
+
+    /// The same for scores that depend on the bounds of all experts.
+    fn pcb_judge_together(
+        joint: &Joint, taus: &[&[f32]], space: &mut Space, marks: &mut [u32], judged: &mut [Judged],
+    ) = bracket::judge_together;
 
     /// Scores of elements of one expert, given by its task vector and the sum of all.
     fn pcb_rescore(

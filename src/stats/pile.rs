@@ -66,8 +66,7 @@ impl Pile {
                 before = same[0];
             }
             lane.clear();
-            put(&mut parcel, packed.len() as u64);
-            parcel.extend(packed);
+            add_section(&mut parcel, &packed);
         }
         self.held = 0;
         parcel
@@ -96,9 +95,26 @@ pub fn unpack(
     Some(())
 }
 
+/// Adds something else to a parcel, behind the lanes and what was added before.
+pub fn add_section(parcel: &mut Vec<u8>, section: &[u8]) {
+    put(parcel, section.len() as u64);
+    parcel.extend_from_slice(section);
+}
+
+/// What was added to a parcel behind so many lanes and other sections. `None` if the bytes are no
+/// parcel or hold no such section.
+pub fn section(mut parcel: &[u8], before: usize) -> Option<&[u8]> {
+    for _ in 0..before {
+        let len = usize::try_from(get(&mut parcel)?).ok()?;
+        (_, parcel) = parcel.split_at_checked(len)?;
+    }
+    let len = usize::try_from(get(&mut parcel)?).ok()?;
+    parcel.get(..len)
+}
+
 /// Appends a number, seven bits a byte, the lowest first.
 #[inline]
-fn put(out: &mut Vec<u8>, mut number: u64) {
+pub(super) fn put(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -107,7 +123,7 @@ fn put(out: &mut Vec<u8>, mut number: u64) {
 }
 
 #[inline]
-fn get(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn get(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
@@ -152,6 +168,22 @@ mod tests {
             expected.sort_unstable();
             found.sort_unstable();
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn sections_stay_behind_the_lanes(
+            records in prop::collection::vec((0usize..3, any::<u64>()), 0..50),
+            added in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut pile = Pile::new(3);
+            records.iter().for_each(|&(lane, record)| pile.push(lane, record));
+            let mut parcel = pile.parcel();
+            add_section(&mut parcel, &added);
+            prop_assert_eq!(section(&parcel, 3), Some(&added[..]));
+            prop_assert_eq!(section(&parcel, 4), None);
+            let mut seen = 0;
+            unpack(&parcel, |lane| lane < 3, |_, _, times| seen += times).unwrap();
+            prop_assert_eq!(seen, records.len() as u64);
         }
 
         #[test]

@@ -62,6 +62,14 @@ impl Variant {
         }
     }
 
+    fn inter(self) -> Inter {
+        match self {
+            Variant::A | Variant::B | Variant::Paper => Inter::Raw,
+            Variant::C => Inter::Half,
+            Variant::D => Inter::Pairs,
+        }
+    }
+
     /// The variant of that name; `A` for names that are none.
     pub fn named(name: &str) -> Self {
         let all = [Variant::A, Variant::B, Variant::C, Variant::D, Variant::Paper];
@@ -78,7 +86,7 @@ pub static ENTRY: Entry = Entry {
     base: BaseUse::Required,
     models: 1..=usize::MAX,
     scopes: &[Scope::Model, Scope::Layer, Scope::Tensor],
-    reads: (1, 5),
+    reads: (1, 2),
     random: false,
     per_expert: Some("lambda"),
     parameters: &[
@@ -87,7 +95,7 @@ pub static ENTRY: Entry = Entry {
             Per::Merge,
             Kind::Word(&["a", "b", "c", "d", "paper"]),
             Preset::Word("a"),
-            "which published definition",
+            "which published definition; `paper` takes 5 reads",
         ),
         Parameter::new(
             "keep",
@@ -165,11 +173,10 @@ impl Pcb {
         }
     }
 
-    /// Whether the scan of `fused` can be had: for scores of one product, and where exp(n) is small
-    /// enough not to be shifted.
+    /// Whether the scan of `fused` can be had: where exp(n) is small enough not to be shifted.
     fn is_fused(&self, unit: &UnitView) -> bool {
         self.strategy == Strategy::Fused
-            && matches!(self.variant, Variant::A | Variant::B)
+            && self.variant != Variant::Paper
             && unit.experts <= SHIFT_ABOVE
     }
 }
@@ -218,7 +225,11 @@ impl Method for Pcb {
         let rows = (4 * n + 4) * super::BLOCK as u64 * 4;
         let radix = n * counts + rows + pairs * 32;
         // A missed bracket may end in the radix plan.
-        if self.is_fused(unit) { radix.max(fused::state_bytes(n)) } else { radix }
+        if self.is_fused(unit) {
+            radix.max(fused::state_bytes(n, self.variant.inter()))
+        } else {
+            radix
+        }
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
@@ -251,11 +262,7 @@ impl Setup {
     }
 
     fn inter(&self) -> Inter {
-        match self.variant {
-            Variant::A | Variant::B | Variant::Paper => Inter::Raw,
-            Variant::C => Inter::Half,
-            Variant::D => Inter::Pairs,
-        }
+        self.variant.inter()
     }
 
     /// Ranks of the clamp bounds: trunc(d q) and trunc(d (1 - q) - 1), in doubles as the

@@ -9,6 +9,9 @@ use crate::stats::{Brackets, EVERYTHING, Span};
 const GUARD: f64 = 1.0 / (1 << 18) as f64;
 /// The largest exponent for which exp(s) - 1 <= s + s^2 is relied on; it holds up to 1.79.
 const STEEP: f64 = 1.7;
+/// Where scores depend on the bounds of all experts, the largest is looked for from this share of the
+/// largest sampled one.
+const TOP: f64 = 0.98;
 
 /// A box that clamp bounds lie in: lo in one range, hi in one above it.
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +30,21 @@ pub(super) struct Aim {
     middle: f64,
 }
 
+/// Relative slack for everybody among `n` experts.
+pub(super) fn guard(n: f64) -> f64 {
+    (n + 1.0) * GUARD
+}
+
+/// What is divided by, for bounds that are known.
+pub(super) fn width_of(bounds: Bounds) -> f64 {
+    let width = f64::from(bounds.hi) - f64::from(bounds.lo);
+    if width > 0.0 { width } else { 1.0 }
+}
+
 impl Boxed {
     /// The box of bounds that are known.
     pub(super) fn known(bounds: Bounds) -> Self {
-        let (lo, hi) = (f64::from(bounds.lo), f64::from(bounds.hi));
-        let width = if hi > lo { hi - lo } else { 1.0 };
+        let (lo, hi, width) = (f64::from(bounds.lo), f64::from(bounds.hi), width_of(bounds));
         Self { lo: (lo, lo), hi: (hi, hi), width: (width, width) }
     }
 
@@ -60,6 +73,44 @@ impl Boxed {
             f64::from(value) >= range.0 && f64::from(value) <= range.1
         };
         inside(bounds.lo, self.lo) && inside(bounds.hi, self.hi)
+    }
+
+    /// The least and the greatest hi - lo.
+    pub(super) fn widths(&self) -> [f64; 2] {
+        [self.width.0, self.width.1]
+    }
+
+    /// hi - lo in the middle of the box.
+    pub(super) fn middle_width(&self) -> f64 {
+        self.inverse_squares().1.powf(-0.5)
+    }
+
+    /// Bounds in the middle.
+    pub(super) fn middle(&self) -> Bounds {
+        self.with_width(self.middle_width())
+    }
+
+    /// The largest relative change of 1 / (hi - lo)^2 from the middle, and the largest change of lo
+    /// in units of hi - lo; with what rounding does to them and to the bounds in the middle as f32.
+    fn reach_and_off(&self) -> (f64, f64) {
+        let (from, _, to) = self.inverse_squares();
+        let rounding = self.hi.1 * 2f64.powi(-22) / self.width.0;
+        let moves = (to - from) / (to + from);
+        let reach = if moves > 0.0 { moves + 4.0 * rounding } else { 0.0 };
+        (reach, (self.lo.1 - self.lo.0) / 2.0 / self.width.0 + rounding)
+    }
+
+    /// The largest relative change of a normed magnitude where lo stays.
+    pub(super) fn sway(&self) -> f64 {
+        let (reach, _) = self.reach_and_off();
+        // |sqrt(1 + r) - 1| <= |r| / 2 (1 + |r|) for r from -1.
+        reach / 2.0 * (1.0 + reach)
+    }
+
+    /// The largest change of a normed magnitude by changes of lo.
+    pub(super) fn shift(&self) -> f64 {
+        let (_, off) = self.reach_and_off();
+        off * (1.0 + self.sway())
     }
 
     fn with_width(&self, width: f64) -> Bounds {
@@ -91,24 +142,22 @@ fn scores((low, high): Span) -> (f64, f64) {
 }
 
 /// What a scan compares with, from the threshold's brackets (and the largest sampled score) at the
-/// least and at the greatest scores of a box. None if numbers run out.
+/// least and at the greatest scores of a box. `turns` says what else moves the threshold there, if the
+/// bounds of other experts do. None if numbers run out.
 pub(super) fn guess(
     factor: f32,
     boxed: &Boxed,
     least: (Span, u32),
     greatest: (Span, u32),
+    turns: Option<[f64; 2]>,
 ) -> Option<Aim> {
     let n = f64::from(factor);
     let (from, middle, to) = boxed.inverse_squares();
     if !(from.is_normal() && to.is_normal()) {
         return None;
     }
-    // What rounding does to hi - lo, lo, and to the bounds in the middle as f32.
-    let rounding = boxed.hi.1 * 2f64.powi(-22) / boxed.width.0;
-    let moves = (to - from) / (to + from);
-    let reach = if moves > 0.0 { moves + 4.0 * rounding } else { 0.0 };
-    let off = (boxed.lo.1 - boxed.lo.0) / 2.0 / boxed.width.0 + rounding;
-    let guard = (n + 1.0) * GUARD + n * off * off;
+    let (reach, off) = boxed.reach_and_off();
+    let guard = guard(n) + n * off * off;
     let lean = 2.0 * n * off * (1.0 + reach);
     // What is left of it for elements whose scores move with hi.
     let steep = STEEP - lean - guard;
@@ -116,7 +165,10 @@ pub(super) fn guess(
         return None;
     }
 
-    let ((a_low, a_high), (c_low, c_high)) = (scores(least.0), scores(greatest.0));
+    let [a_turn, c_turn] = turns.unwrap_or([1.0; 2]);
+    let divided = |(low, high): (f64, f64), by: f64| (low / by, high / by);
+    let (a_low, a_high) = divided(scores(least.0), a_turn);
+    let (c_low, c_high) = divided(scores(greatest.0), c_turn);
     let positive = a_low > 0.0 && c_low > 0.0 && a_high.is_finite() && c_high.is_finite();
     let pivot = if positive && reach > 0.0 {
         let rise = (c_low * c_high).ln() / 2.0 - (a_low * a_high).ln() / 2.0;
@@ -137,13 +189,18 @@ pub(super) fn guess(
             far = 1e18 / reach;
         }
     }
-    let top = f64::from(keys::score(least.1)) * (-(n * reach + 2.0 * lean + 4.0 * guard)).exp();
-    let top = (top as f32).max(f32::from_bits(1));
+    let [a_top, c_top] = [least.1, greatest.1].map(|key| f64::from(keys::score(key)));
+    let top = match turns {
+        None => (a_top * (-(n * reach + 2.0 * lean + 4.0 * guard)).exp()) as f32,
+        // It is checked at the end whether the largest score is above that.
+        Some(_) => (TOP * (a_top / a_turn * turn).min(c_top / c_turn / turn)) as f32,
+    };
+    let top = top.max(f32::from_bits(1));
     if !top.is_finite() {
         return None;
     }
     let guess = Guess {
-        middle: boxed.with_width(middle.powf(-0.5)),
+        middle: boxed.middle(),
         low: low as f32,
         high: high as f32,
         pivot: pivot as f32,
@@ -175,17 +232,24 @@ impl Aim {
         Self { guess, middle: 1.0 }
     }
 
-    /// The bracket of the threshold for settled bounds, as score keys.
-    pub(super) fn span(&self, bounds: Bounds) -> Span {
-        let Guess { low, high, pivot, .. } = self.guess;
-        if low == f32::NEG_INFINITY && high == f32::INFINITY {
+    /// Whether nothing is decided.
+    pub(super) fn is_everything(&self) -> bool {
+        self.guess.low == f32::NEG_INFINITY && self.guess.high == f32::INFINITY
+    }
+
+    /// By what settled bounds move the threshold from the middle.
+    pub(super) fn turn(&self, bounds: Bounds) -> f64 {
+        let width = width_of(bounds);
+        (f64::from(self.guess.pivot) * (width.powi(-2) / self.middle - 1.0)).exp()
+    }
+
+    /// The bracket of the threshold where it is moved so, as score keys.
+    pub(super) fn span(&self, turn: f64) -> Span {
+        if self.is_everything() {
             return EVERYTHING;
         }
-        let width = f64::from(bounds.hi) - f64::from(bounds.lo);
-        let width = if width > 0.0 { width } else { 1.0 };
-        let turn = (f64::from(pivot) * (width.powi(-2) / self.middle - 1.0)).exp();
         let moved = |value: f32| keys::score_key((f64::from(value) * turn) as f32);
-        (moved(low), moved(high))
+        (moved(self.guess.low), moved(self.guess.high))
     }
 
     /// Whether scores of exactly zero are neither below nor above.

@@ -11,12 +11,18 @@
 //! selection by radix. The statistics are the same either way, bit for bit.
 //!
 //! Small units are not sampled: the scan hands out all of them.
+//!
+//! In variants c and d a score depends on the bounds of all experts: what is undecided is kept with the
+//! task vectors of all, and no threshold is found before all bounds are. See `crowd`.
 
+mod crowd;
 mod guess;
 mod sample;
 mod scan;
 mod settle;
 
+#[cfg(test)]
+mod sound;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +30,10 @@ use std::sync::Arc;
 
 use super::magnitudes::Magnitudes;
 use super::map::Map;
-use super::scores::Scores;
+use super::scores::{self, Scores};
 use super::{Findings, Setup};
-use crate::kernel::pcb::{Bounds, Cut};
+use crate::kernel::keys;
+use crate::kernel::pcb::{Bounds, Cut, Inter};
 use crate::method::{AnyStage, BLOCK, Next, Sampling};
 use crate::stats::{EVERYTHING, Sketch, Span};
 
@@ -70,11 +77,11 @@ pub(super) fn passes(tuning: Tuning, elements: u64) -> Vec<&'static str> {
 }
 
 /// Bytes of state of one worker, whatever the pass.
-pub(super) fn state_bytes(experts: u64) -> u64 {
+pub(super) fn state_bytes(experts: u64, inter: Inter) -> u64 {
     let rows = (3 * experts + 4) * BLOCK as u64 * 4;
     let sketches = Sketch::state_bytes(experts, 2).max(Sketch::state_bytes(2 * experts, 1));
     // The last is for the searches at the end of the scan: two tables for each expert.
-    scan::Scan::state_bytes(experts).max(sketches + rows).max(experts << 20)
+    scan::Scan::state_bytes(experts, inter).max(sketches + rows).max(experts << 20)
 }
 
 /// What is known so far, and how it goes on.
@@ -91,7 +98,20 @@ struct Course {
 #[derive(Clone, Default)]
 struct Known {
     bounds: Option<(Bounds, Findings)>,
-    cut: Option<Cut>,
+    /// With what the bounds and it have shown; the radix plan would find both once more.
+    cut: Option<(Cut, Findings)>,
+}
+
+impl Known {
+    /// Takes the threshold and the largest score.
+    fn settle(&mut self, threshold: u32, largest: u32) {
+        if let Some((_, findings)) = &self.bounds {
+            let mut findings = findings.clone();
+            let (threshold, largest) = (keys::score(threshold), keys::score(largest));
+            let cut = scores::cut(threshold, largest, &mut findings);
+            self.cut = Some((cut, findings));
+        }
+    }
 }
 
 /// Starts with the first pass over a unit.
@@ -107,6 +127,11 @@ pub(super) fn start(setup: Arc<Setup>, elements: u64, rank: u64) -> Box<dyn AnyS
 }
 
 impl Course {
+    /// Whether the scores of an expert depend on the bounds of all.
+    fn is_joint(&self) -> bool {
+        self.setup.inter() != Inter::Raw
+    }
+
     fn width(&self) -> f64 {
         self.setup.tuning.width * WIDER.powi(self.round as i32)
     }
@@ -114,14 +139,17 @@ impl Course {
     /// What follows a scan.
     fn go_on(mut self) -> Next {
         let missing = self.experts.iter().filter(|expert| expert.cut.is_none()).count();
-        self.missed += missing as u64;
+        let unbound = self.experts.iter().filter(|expert| expert.bounds.is_none()).count();
+        // One bracket of bounds that is missed may cost all experts their thresholds.
+        let alone = self.is_joint() && unbound > 0;
+        self.missed += if alone { unbound } else { missing } as u64;
         let known: Option<Vec<_>> =
             self.experts.iter().map(|expert| expert.bounds.clone()).collect();
         if missing == 0
             && let Some(known) = known
         {
-            let (bounds, findings) = known.into_iter().unzip();
-            let cuts = self.experts.into_iter().filter_map(|expert| expert.cut).collect();
+            let bounds = known.into_iter().map(|(bounds, _)| bounds).collect();
+            let (cuts, findings) = self.experts.into_iter().filter_map(|expert| expert.cut).unzip();
             let map = Map::new(self.setup, self.elements, bounds, cuts, findings);
             return Next::stage(map.after(self.missed));
         }

@@ -1,5 +1,6 @@
 //! Sample passes: brackets of the clamp bounds, then of the threshold for either end of these.
 
+use super::crowd::Crowd;
 use super::guess::{Boxed, guess};
 use super::scan::{Look, Scan};
 use super::{Course, Spans, sampling};
@@ -122,7 +123,8 @@ impl Scores {
             let bracket = brackets.map(|brackets| &brackets[i]);
             let span: Option<Spans> = bracket.map(|b| [b.spans[0], b.spans[1]]);
             let boxed = match (&expert.bounds, bracket) {
-                _ if expert.cut.is_some() => None,
+                // Not looked at.
+                _ if expert.cut.is_some() && !course.is_joint() => None,
                 (Some((bounds, _)), _) => Some(Boxed::known(*bounds)),
                 (None, Some(bracket)) => Boxed::around(bracket),
                 (None, None) => None,
@@ -193,13 +195,23 @@ impl Stage for Scores {
         let n = self.boxes.len();
         let span = |row: usize| -> (Span, u32) { (brackets[row].spans[0], brackets[row].largest) };
         let factor = n as f32;
+        let boxes: Option<Vec<Boxed>> = self.boxes.iter().copied().collect();
+        let joint = self.course.is_joint();
+        let mut crowd =
+            boxes.filter(|_| joint).and_then(|boxes| Crowd::new(self.course.setup.inter(), boxes));
         let looks = self.boxes.into_iter().zip(self.spans).enumerate();
         let looks = looks.map(|(i, (boxed, spans))| {
-            let guess =
-                boxed.and_then(|boxed| Some((guess(factor, &boxed, span(i), span(n + i))?, boxed)));
+            let turns = crowd.as_ref().map(|crowd| crowd.turns(i));
+            let wanted = self.course.experts[i].cut.is_none() && (!joint || turns.is_some());
+            let guess = boxed.filter(|_| wanted).and_then(|boxed| {
+                Some((guess(factor, &boxed, span(i), span(n + i), turns)?, boxed))
+            });
+            if let (Some(crowd), Some((aim, _))) = (&mut crowd, &guess) {
+                crowd.want(i, aim.guess);
+            }
             Look { spans, guess }
         });
         let looks = looks.collect();
-        Ok(Next::stage(Scan::new(self.course, looks)))
+        Ok(Next::stage(Scan::new(self.course, looks, crowd)))
     }
 }

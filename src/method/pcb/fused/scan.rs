@@ -1,12 +1,14 @@
 //! The scan: counts what certainly lies below the brackets and hands out what may lie inside.
 
+use super::crowd::{Crowd, Gathered};
 use super::guess::{Aim, Boxed};
 use super::settle::settle;
 use super::{Course, NO_IDEA, Spans};
-use crate::kernel::bracket::{Rows, TOP, UNDECIDED, flagged};
+use crate::kernel::bracket::{Judged, Rows, TOP, UNDECIDED, flagged};
 use crate::kernel::keys;
+use crate::kernel::pcb::Inter;
 use crate::method::{BLOCK, Block, MethodError, Next, Parcels, Stage};
-use crate::stats::{Pile, Reader, Writer};
+use crate::stats::{Pile, Reader, Writer, add_section};
 
 pub(super) const NAME: &str = "scan";
 
@@ -27,6 +29,8 @@ pub(super) const TOP_LANE: usize = 3;
 
 /// Lanes take no more than this share of a large unit: a bracket that holds so much is a miss.
 const SHARE: u64 = 32;
+/// The same for records of all experts together.
+const JOINT_SHARE: u64 = 8;
 /// But so many records are always taken.
 const ALWAYS: u64 = 1 << 20;
 
@@ -45,7 +49,10 @@ pub(super) struct Look {
 pub(super) struct Scan {
     pub(super) course: Course,
     pub(super) looks: Vec<Look>,
+    /// Where scores depend on the bounds of all experts, and can be judged.
+    pub(super) crowd: Option<Crowd>,
     limit: u64,
+    pub(super) joint_limit: u64,
 }
 
 /// What was counted in one expert.
@@ -66,6 +73,7 @@ pub(super) struct Counted {
 
 pub(super) struct State {
     counted: Vec<Counted>,
+    gathered: Gathered,
     pile: Pile,
     flags: Vec<u32>,
     sum: Vec<f32>,
@@ -73,9 +81,10 @@ pub(super) struct State {
 }
 
 impl Scan {
-    pub(super) fn new(course: Course, looks: Vec<Look>) -> Self {
-        let limit = (course.elements / SHARE).max(ALWAYS);
-        Self { course, looks, limit }
+    pub(super) fn new(course: Course, looks: Vec<Look>, crowd: Option<Crowd>) -> Self {
+        let [limit, joint_limit] =
+            [SHARE, JOINT_SHARE].map(|share| (course.elements / share).max(ALWAYS));
+        Self { course, looks, crowd, limit, joint_limit }
     }
 
     /// Hands out the whole unit.
@@ -85,13 +94,21 @@ impl Scan {
             Look { spans: Some(NO_IDEA), guess: Some((Aim::at_everything(), anywhere)) }
         };
         let looks = (0..course.experts.len()).map(look).collect();
-        Self { course, looks, limit: u64::MAX }
+        let inter = course.setup.inter();
+        let joint = course.is_joint().then(|| Crowd::of_everything(inter, course.experts.len()));
+        Self { course, looks, crowd: joint.flatten(), limit: u64::MAX, joint_limit: u64::MAX }
     }
 
     /// Bytes of the state of one worker.
-    pub(super) fn state_bytes(experts: u64) -> u64 {
+    pub(super) fn state_bytes(experts: u64, inter: Inter) -> u64 {
         let block = BLOCK as u64;
-        Pile::bytes(experts * LANES as u64 * block) + 4 * 4 * block + experts * 128
+        let gathered = if inter == Inter::Raw { 0 } else { Gathered::bytes(experts) };
+        gathered + Pile::bytes(experts * LANES as u64 * block) + 4 * 4 * block + experts * 128
+    }
+
+    /// Lanes of the pile.
+    pub(super) fn lanes(&self) -> usize {
+        self.looks.len() * LANES
     }
 
     /// Whether a lane has more records than it should.
@@ -111,6 +128,7 @@ impl Stage for Scan {
         let n = self.looks.len();
         State {
             counted: vec![Counted::default(); n],
+            gathered: Gathered::new(n),
             pile: Pile::new(n * LANES),
             flags: vec![0; BLOCK],
             sum: vec![0.0; BLOCK],
@@ -120,9 +138,16 @@ impl Stage for Scan {
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (kernels, len) = (self.course.setup.kernels, block.base.len());
-        let State { counted, pile, flags, sum, rows } = state;
+        let State { counted, gathered, pile, flags, sum, rows } = state;
         let (flags, sum) = (&mut flags[..len], &mut sum[..len]);
-        kernels.pcb_sum(block.rows, sum);
+        if let Some(crowd) = &self.crowd {
+            let judged = gathered.add(kernels, &crowd.joint, block, self.joint_limit);
+            for (counted, judged) in counted.iter_mut().zip(judged) {
+                counted.judge(judged);
+            }
+        } else {
+            kernels.pcb_sum(block.rows, sum);
+        }
         let factor = block.rows.len() as f32;
         for (i, (tau, look)) in block.rows.iter().zip(&self.looks).enumerate() {
             let counted = &mut counted[i];
@@ -139,11 +164,8 @@ impl Stage for Scan {
                 }
                 counted.largest = counted.largest.max(kernels.max_magnitude_bits(tau));
             }
-            if let Some((aim, _)) = &look.guess {
-                let judged = kernels.pcb_judge(factor, tau, sum, &aim.guess, rows, flags);
-                counted.under += u64::from(judged.below);
-                counted.zeros += u64::from(judged.zeros);
-                counted.largest_score = counted.largest_score.max(judged.largest);
+            if let (Some((aim, _)), None) = (&look.guess, &self.crowd) {
+                counted.judge(&kernels.pcb_judge(factor, tau, sum, &aim.guess, rows, flags));
             }
             let limit = self.limit;
             let mut push = |lane: usize, record: u64| {
@@ -173,6 +195,7 @@ impl Stage for Scan {
 
     fn merge(&self, into: &mut State, from: State) {
         into.pile.merge(from.pile);
+        into.gathered.merge(from.gathered);
         for (into, from) in into.counted.iter_mut().zip(from.counted) {
             into.below.iter_mut().zip(from.below).for_each(|(into, from)| *into += from);
             into.under += from.under;
@@ -184,18 +207,25 @@ impl Stage for Scan {
     }
 
     fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>> {
-        let due = state.pile.is_full() || all && !state.pile.is_empty();
-        due.then(|| state.pile.parcel())
+        let State { pile, gathered, .. } = state;
+        let full = pile.is_full() || gathered.is_full();
+        let due = full || all && !(pile.is_empty() && gathered.is_empty());
+        due.then(|| {
+            let mut parcel = pile.parcel();
+            add_section(&mut parcel, &gathered.pack());
+            parcel
+        })
     }
 
     /// The counts alone: what the pile held is in parcels.
     fn save(&self, state: &State) -> Vec<u8> {
         debug_assert!(
-            state.pile.is_empty(),
+            state.pile.is_empty() && state.gathered.is_empty(),
             "records must be handed out before the state is saved"
         );
         let mut out = Writer::default();
         out.u32(STATE);
+        out.u64(state.gathered.count);
         for counted in &state.counted {
             counted.below.iter().for_each(|&count| out.u64(count));
             out.u64(counted.under);
@@ -211,6 +241,7 @@ impl Stage for Scan {
         let mut saved = Reader::new(saved);
         (saved.u32()? == STATE).then_some(())?;
         let mut state = self.empty();
+        state.gathered.count = saved.u64()?;
         for counted in &mut state.counted {
             saved.fill(&mut counted.below)?;
             counted.under = saved.u64()?;
@@ -228,12 +259,18 @@ impl Stage for Scan {
     }
 
     fn conclude(mut self, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError> {
-        settle(&mut self, &state.counted, parcels)?;
+        settle(&mut self, &state.counted, state.gathered.count, parcels)?;
         Ok(self.course.go_on())
     }
 }
 
 impl Counted {
+    fn judge(&mut self, judged: &Judged) {
+        self.under += u64::from(judged.below);
+        self.zeros += u64::from(judged.zeros);
+        self.largest_score = self.largest_score.max(judged.largest);
+    }
+
     /// Whether some score is so large that it might not be finite.
     pub(super) fn is_huge(&self) -> bool {
         self.largest_score >= HUGE.to_bits() || self.largest_score >= keys::INFINITY

@@ -1,9 +1,9 @@
 //! The end of a scan: exact statistics from its counts and parcels, or the proof that some are
 //! not there.
 
-use super::super::{magnitudes, scores};
-use super::Known;
+use super::super::magnitudes;
 use super::scan::{Counted, HI_LANE, LANES, LO_LANE, Look, OPEN_LANE, Scan, TOP_LANE};
+use super::{Known, crowd};
 use crate::kernel::Kernels;
 use crate::kernel::bracket::Rows;
 use crate::kernel::keys;
@@ -15,35 +15,40 @@ use crate::stats::{Ladder, Rung, Span, unpack};
 pub(super) fn settle(
     scan: &mut Scan,
     counted: &[Counted],
+    gathered: u64,
     parcels: &dyn Parcels,
 ) -> Result<(), Lost> {
     let mut experts = scan.course.experts.clone();
     find_bounds(scan, counted, parcels, &mut experts)?;
-    find_cuts(scan, counted, parcels, &mut experts)?;
+    if scan.course.is_joint() {
+        crowd::find_cuts(scan, counted, gathered, parcels, &mut experts)?;
+    } else {
+        find_cuts(scan, counted, parcels, &mut experts)?;
+    }
     scan.course.experts = experts;
     Ok(())
 }
 
 /// A search among the records of one lane.
-struct Search {
+pub(super) struct Search {
     lane: usize,
     state: Rung,
 }
 
 impl Search {
-    fn new(lane: usize, span: Span, rank: u64) -> Self {
+    pub(super) fn new(lane: usize, span: Span, rank: u64) -> Self {
         Self { lane, state: Rung::Again(Ladder::new(span, rank)) }
     }
 
-    fn found(&self) -> Option<u32> {
+    pub(super) fn found(&self) -> Option<u32> {
         if let Rung::Found(key) = self.state { Some(key) } else { None }
     }
 
-    fn ladder(&mut self) -> Option<&mut Ladder> {
+    pub(super) fn ladder(&mut self) -> Option<&mut Ladder> {
         if let Rung::Again(ladder) = &mut self.state { Some(ladder) } else { None }
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         let state = std::mem::replace(&mut self.state, Rung::Outside);
         self.state = if let Rung::Again(ladder) = state { ladder.finish() } else { state };
     }
@@ -68,7 +73,11 @@ fn visit(
     })?;
     let records = |lane: usize| counted[lane / LANES].records[lane % LANES];
     whole &= (0..lanes).all(|lane| !wanted(lane) || seen[lane] == records(lane));
-    if whole { Ok(()) } else { Err(Lost { reason: "parcels are damaged".to_owned() }) }
+    if whole { Ok(()) } else { Err(damaged()) }
+}
+
+pub(super) fn damaged() -> Lost {
+    Lost { reason: "parcels are damaged".to_owned() }
 }
 
 /// lo and hi by their ranks among what lay in their brackets.
@@ -152,7 +161,8 @@ impl Scored {
         if full || counted.is_huge() || !boxed.holds(bounds) {
             return None;
         }
-        let mut search = Search::new(expert * LANES + OPEN_LANE, aim.span(bounds), rank);
+        let span = aim.span(aim.turn(bounds));
+        let mut search = Search::new(expert * LANES + OPEN_LANE, span, rank);
         let zero = keys::score_key(0.0);
         if aim.is_open_at_zero()
             && let Some(ladder) = search.ladder()
@@ -247,11 +257,8 @@ fn find_cuts(
         first = false;
     }
     for scored in scored.into_iter().flatten() {
-        if let (Some(threshold), Some(largest)) = (scored.search.found(), scored.largest)
-            && let Some((_, findings)) = &mut experts[scored.expert].bounds
-        {
-            let (threshold, largest) = (keys::score(threshold), keys::score(largest));
-            experts[scored.expert].cut = Some(scores::cut(threshold, largest, findings));
+        if let (Some(threshold), Some(largest)) = (scored.search.found(), scored.largest) {
+            experts[scored.expert].settle(threshold, largest);
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ use crate::method::{
     BLOCK, Block, Held, Method, MethodError, Next, Outcome, Strategy, run_in_memory,
 };
 
+const ALL: [Variant; 4] = [Variant::A, Variant::B, Variant::C, Variant::D];
 const NEVER_COLLECT: Tuning = Tuning { collect: 0, width: 1.0 };
 
 fn pcb(variant: Variant, n: usize, tuning: Tuning) -> Case {
@@ -23,7 +24,11 @@ fn radix(case: &Case) -> Case {
 }
 
 /// Task vectors without ties: heavy tails, in runs of different scale.
-fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
+pub(super) fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
+    smooth_in_runs(n, d, 1000, seed)
+}
+
+fn smooth_in_runs(n: usize, d: usize, run: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut uniform = move || {
         x ^= x << 13;
@@ -33,7 +38,7 @@ fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
     };
     let mut value = |e: usize| {
         let normal = (0..6).map(|_| uniform()).sum::<f64>() - 3.0;
-        let scale = 1.0 + 0.3 * (e / 1000 % 7) as f64;
+        let scale = 1.0 + 0.3 * (e / run % 7) as f64;
         (normal * normal.abs() * scale * 1e-3) as f32
     };
     (0..n).map(|_| (0..d).map(&mut value).collect()).collect()
@@ -53,16 +58,19 @@ fn compare(variant: Variant, taus: &[Vec<f32>], tuning: Tuning) -> u64 {
 
 #[test]
 fn ordinary_data_miss_nothing() {
-    for variant in [Variant::A, Variant::B] {
+    for variant in ALL {
         for (n, seed) in [(1, 1), (2, 2), (3, 3), (5, 4)] {
-            assert_eq!(compare(variant, &smooth(n, 900_000, seed), NEVER_COLLECT), 0, "{n}");
+            // Where bounds of all experts matter, a small sample must show them well.
+            let run = if matches!(variant, Variant::A | Variant::B) { 1000 } else { 50 };
+            let rows = smooth_in_runs(n, 900_000, run, seed);
+            assert_eq!(compare(variant, &rows, NEVER_COLLECT), 0, "{variant:?} {n}");
         }
     }
 }
 
 #[test]
 fn ties_and_zeros_change_no_bit() {
-    for variant in [Variant::A, Variant::B] {
+    for variant in ALL {
         // Nothing but ties on a coarse grid.
         compare(variant, &taus(3, 300_000, 5), NEVER_COLLECT);
         for zeros in [2, 9, 10] {
@@ -83,7 +91,7 @@ fn ties_and_zeros_change_no_bit() {
 fn degenerate_experts_change_no_bit() {
     let d = 200_000;
     for tuning in [NEVER_COLLECT, Tuning::default()] {
-        for variant in [Variant::A, Variant::B] {
+        for variant in ALL {
             let mut outlier = smooth(2, d, 8);
             outlier[0][77_777] = 1.0;
             compare(variant, &outlier, tuning);
@@ -116,6 +124,23 @@ fn a_bracket_that_is_too_narrow_is_noticed() {
         missed += compare(Variant::B, &smooth(2, 400_000, 30 + seed), none);
     }
     assert!(missed > 6, "{missed}");
+    for variant in [Variant::C, Variant::D] {
+        let mut missed = 0;
+        for (seed, width) in [(40, 0.0), (41, 0.02), (42, 0.05), (43, 0.1)] {
+            missed += compare(variant, &smooth(3, 400_000, seed), Tuning { collect: 0, width });
+        }
+        assert!(missed > 3, "{variant:?} {missed}");
+    }
+}
+
+#[test]
+fn a_threshold_found_before_others_were_missed_is_told_once() {
+    // Nothing but zeros in one expert is known at once; the other one is missed twice.
+    for variant in ALL {
+        let rows = [smooth(1, 400_000, 60).remove(0), vec![0.0; 400_000]];
+        let missed = compare(variant, &rows, Tuning { collect: 0, width: 0.0 });
+        assert!(missed > 0, "{variant:?}");
+    }
 }
 
 #[test]
@@ -153,7 +178,7 @@ fn missing_parcels_are_noticed() {
 #[test]
 fn two_reads_and_a_tenth_at_most() {
     for elements in [1_000, 1 << 20, 1_100_000, 7_000_000, 1 << 27, 70_000_000_000] {
-        for variant in [Variant::A, Variant::B] {
+        for variant in ALL {
             let case = pcb(variant, 3, Tuning::default());
             let unit = case.unit(elements);
             let passes = case.method.passes(&unit).len();
@@ -172,7 +197,7 @@ proptest! {
 
     #[test]
     fn tilings_workers_and_kills_change_no_bit(
-        variant in prop::sample::select(vec![Variant::A, Variant::B]),
+        variant in prop::sample::select(ALL.to_vec()),
         n in 1usize..4,
         d in prop_oneof![100usize..3000, Just(150_001usize)],
         cuts in prop::collection::vec(1024usize..=BLOCK, 1..5),
