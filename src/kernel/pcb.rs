@@ -50,7 +50,7 @@ pub struct Cut {
 pub struct Tally {
     /// Elements with a weight above 0.
     pub kept: u64,
-    /// Sum of the weights in units of 2^-24, each cut to that.
+    /// Sum of the weights in units of 2^-22, each rounded to that.
     weight: u64,
 }
 
@@ -77,7 +77,7 @@ impl Tally {
     }
 }
 
-const WEIGHT_ONE: f64 = 16_777_216.0;
+const WEIGHT_ONE: f64 = 4_194_304.0;
 
 /// Space for intermediate rows of a chunk.
 #[derive(Clone, Debug, Default)]

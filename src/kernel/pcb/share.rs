@@ -6,8 +6,12 @@
 use super::score::{self, Target};
 use super::{Bounds, CHUNK, Cut, Inter, Scratch, Tally, WEIGHT_ONE, sign_of, sum_rows};
 
-/// Weights whose sum in units of 2^-24 is sure to fit in 32 bits.
-const COUNTED: usize = 128;
+/// Weights whose sum in units of [`WEIGHT_ONE`] is sure to fit in 32 bits.
+const COUNTED: usize = 256;
+
+/// Adding it leaves a number from 0 to [`WEIGHT_ONE`], rounded to an integer, in the low bits of the sum: a cast would be
+/// done element by element, since it must tell NaN and overflow.
+const MAGIC: f32 = 12_582_912.0;
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
@@ -142,8 +146,8 @@ fn weigh(scores: &[f32], cut: Cut, weights: &mut [f32]) -> Tally {
             let above = score - cut.threshold;
             *weight = if above > 0.0 { above } else { 0.0 } / cut.span;
             kept += u32::from(*weight > 0.0);
-            // At most 1, so the cast to a signed integer, which is quicker, loses nothing.
-            total = total.wrapping_add((*weight * WEIGHT_ONE as f32) as i32 as u32);
+            let units = (*weight * WEIGHT_ONE as f32 + MAGIC).to_bits();
+            total = total.wrapping_add(units.wrapping_sub(MAGIC.to_bits()));
         }
         tally.merge(Tally { kept: u64::from(kept), weight: u64::from(total) });
     }
