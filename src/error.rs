@@ -12,6 +12,7 @@ use crate::engine::EngineError;
 use crate::engine::sink::SinkError;
 use crate::engine::source::SourceError;
 use crate::kernel::KernelError;
+use crate::method::MethodError;
 use crate::plan::PlanError;
 use crate::recipe::RecipeError;
 
@@ -178,6 +179,7 @@ fn engine_code(error: &EngineError) -> u8 {
         EngineError::Source(SourceError::Changed { .. }) => 4,
         EngineError::Source(_) => 7,
         EngineError::Sink(error) => sink_code(error),
+        EngineError::Method { error: MethodError::Lost(_), .. } => 8,
         EngineError::NonFinite { .. }
         | EngineError::Overflow { .. }
         | EngineError::CopiesDiffer { .. }

@@ -1,4 +1,4 @@
-//! Waiting for file descriptors.
+//! Waiting for file descriptors, and going on after signals.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,10 +13,12 @@ impl Patience {
         Self(Instant::now())
     }
 
-    /// Whether to try again after `error`. Waits a moment before it says yes.
+    /// Whether to try again after `error`: too many open files, or a signal in between. Waits a moment before it
+    /// says yes.
     pub(crate) fn again(&self, error: &io::Error) -> bool {
-        let full = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
-        let again = full && self.0.elapsed() < Self::LIMIT;
+        let passing =
+            matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::EINTR));
+        let again = passing && self.0.elapsed() < Self::LIMIT;
         if again {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::CheckpointError;
+use crate::patience::patiently;
+
 /// Files that loaders look for, and that a merge takes from the base.
 const SIDE_FILES: [&str; 20] = [
     "config.json",
@@ -34,21 +37,32 @@ const MAX_BYTES: u64 = 512 << 20;
 /// Names of the side files in a checkpoint's directory, sorted; its Python files only with `code`.
 ///
 /// # Errors
-/// What the disk says: a file that cannot be seen now must not be missing from an output.
-pub fn side_files(root: &Path, code: bool) -> io::Result<Vec<String>> {
+/// What the disk says, and a file that loaders look for and that cannot be copied: what is there must not be missing
+/// from an output.
+pub fn side_files(root: &Path, code: bool) -> Result<Vec<String>, CheckpointError> {
+    let failed = |source| CheckpointError::Io { path: root.to_owned(), source };
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(root)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
+    for entry in patiently(|| std::fs::read_dir(root)).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
         let wanted = SIDE_FILES.contains(&name.as_str()) || (code && is_python(&name));
         if !wanted {
             continue;
         }
         // Links are followed, as the hub's cache is made of them.
-        match std::fs::metadata(root.join(&name)) {
-            Ok(meta) if meta.is_file() && meta.len() <= MAX_BYTES => names.push(name),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let path = root.join(&name);
+        let wrong = match std::fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => "it is not a regular file; remove it",
+            Ok(meta) if meta.len() > MAX_BYTES => "no such file has that many bytes; remove it",
+            Ok(_) => {
+                names.push(name);
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                "it is a link to nothing; fetch the file again, or remove the link"
+            }
+            Err(source) => return Err(CheckpointError::Io { path, source }),
+        };
+        return Err(CheckpointError::Inconsistent { path, reason: wrong.to_owned() });
     }
     names.sort();
     Ok(names)
@@ -94,6 +108,21 @@ fn set_everywhere(config: &mut Value, keys: &[&str], value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_side_file_that_cannot_be_copied_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = || side_files(dir.path(), true);
+        for name in ["tokenizer.json", "model.py", "notes.txt", "a\nb.py"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!(names().unwrap(), ["model.py", "tokenizer.json"]);
+        std::fs::create_dir(dir.path().join("vocab.json")).unwrap();
+        assert!(names().unwrap_err().to_string().contains("vocab.json: it is not a regular file"));
+        std::fs::remove_dir(dir.path().join("vocab.json")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("merges.txt")).unwrap();
+        assert!(names().unwrap_err().to_string().contains("merges.txt: it is a link to nothing"));
+    }
 
     #[test]
     fn the_type_is_set_where_it_was_and_keys_keep_their_order() {

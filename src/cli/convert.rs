@@ -1,5 +1,7 @@
 //! From what was typed to a recipe and settings.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use super::args::{RecipeArgs, RecipeFlags, RunArgs};
@@ -61,18 +63,32 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
     }
 }
 
-/// The command line as it can be typed again.
+/// The command line as it can be typed again, wherever that is.
 fn command_line() -> String {
-    let quoted = |arg: std::ffi::OsString| {
-        let arg = arg.to_string_lossy().into_owned();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-        if !arg.is_empty() && arg.chars().all(plain) {
-            arg
-        } else {
-            format!("'{}'", arg.replace('\'', r"'\''"))
+    let line = std::env::args_os().map(|arg| quoted(&arg)).collect::<Vec<_>>().join(" ");
+    // Paths may be relative, and so may be the name of the program.
+    match std::env::current_dir() {
+        Ok(here) => format!("cd {} && {line}", quoted(here.as_os_str())),
+        Err(_) => line,
+    }
+}
+
+/// An argument as shells read it.
+fn quoted(arg: &OsStr) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    match arg.to_str() {
+        Some(text) if !text.is_empty() && text.chars().all(plain) => text.to_owned(),
+        Some(text) if !text.chars().any(char::is_control) => {
+            format!("'{}'", text.replace('\'', r"'\''"))
         }
-    };
-    std::env::args_os().map(quoted).collect::<Vec<_>>().join(" ")
+        // What cannot be shown is shown in bash's way.
+        _ => {
+            arg.as_bytes().escape_ascii().fold("$'".to_owned(), |mut shown, byte| {
+                shown.push(char::from(byte));
+                shown
+            }) + "'"
+        }
+    }
 }
 
 /// Parameters for all models.
@@ -132,6 +148,24 @@ fn place(path: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_argument_is_read_by_a_shell_as_it_was() {
+        for arg in
+            ["plain", "", "two words", "it's", "$HOME", "new\nline", "\u{1b}[31m'\"", "ä\u{85}"]
+                .map(str::as_bytes)
+                .into_iter()
+                .chain([b"\xff'\\'\t".as_slice()])
+        {
+            let shown = quoted(OsStr::from_bytes(arg));
+            assert!(!shown.chars().any(char::is_control), "{shown:?}");
+            let mut bash = std::process::Command::new("bash");
+            let output = bash.arg("-c").arg(format!("printf %s {shown}")).output().unwrap();
+            assert_eq!(output.stdout, arg, "{shown}");
+        }
+        assert_eq!(quoted(OsStr::new("--out=x")), "--out=x");
+        assert_eq!(quoted(OsStr::new("it's")), r"'it'\''s'");
+    }
 
     #[test]
     fn a_number_is_what_follows_the_last_equals_sign() {

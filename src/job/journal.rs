@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::reading::read_file;
 use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
-use crate::error::{Error, IoContext};
-use crate::patience::patiently;
+use crate::error::Error;
 
 /// How far a merge has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,11 +217,7 @@ impl Journal {
 
 /// The bytes of the journal in a state directory; `None` if there is none.
 pub(super) fn read(dir: &Path) -> Result<Option<Vec<u8>>, Error> {
-    let path = dir.join(FILE);
-    match patiently(|| std::fs::read(&path)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        text => text.at("read", &path).map(Some),
-    }
+    read_file(&dir.join(FILE), u64::MAX)
 }
 
 /// The good records of a journal, each with where it ends.

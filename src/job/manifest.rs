@@ -7,12 +7,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, IoContext};
-use crate::patience::patiently;
+use super::reading::read_file;
+use crate::error::Error;
 
 /// The name of the manifest's file.
 pub(super) const FILE: &str = "manifest.json";
 const FORMAT: &str = "reflow manifest 1";
+/// Far above that of a checkpoint with a million tensors.
+const LARGEST: u64 = 1 << 30;
 
 /// What a finished output consists of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,9 +118,11 @@ impl Manifest {
     /// [`Error::Damaged`] if it is not as it was written.
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        let text = match patiently(|| std::fs::read(&path)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.at("read", &path)?,
+        let text = match read_file(&path, LARGEST) {
+            Ok(None) => return Ok(None),
+            // Nobody has written such a thing.
+            Err(Error::Foreign { .. }) => Vec::new(),
+            text => text?.unwrap_or_default(),
         };
         let what = "it is not as it was written".to_owned();
         Self::parse(&text).ok_or(Error::Damaged { path, what }).map(Some)

@@ -27,6 +27,7 @@ mod parcels;
 mod powerloss;
 mod preflight;
 mod publish;
+mod reading;
 mod resume;
 mod run;
 #[cfg(test)]

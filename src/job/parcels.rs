@@ -6,14 +6,17 @@
 //! ```
 //! A piece that was not finished has no record in the journal; its file is thrown away.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::engine::Keep;
 use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
+use crate::error::{Error, IoContext};
 use crate::method::{Lost, Parcels};
+use crate::patience::patiently;
 
 const PREFIX: &str = "kept-";
 /// The largest parcel, packed: far above any real one.
@@ -45,27 +48,31 @@ impl<'a> Shelf<'a> {
     }
 
     /// The parcels of a stage.
-    pub(super) fn of(&self, unit: u32, stage: u32) -> Stored {
-        let mut paths: Vec<PathBuf> = self
-            .pieces()
-            .filter(|&(u, s, _)| (u, s) == (unit, stage))
-            .map(|piece| self.path(piece))
-            .collect();
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(super) fn of(&self, unit: u32, stage: u32) -> Result<Stored, Error> {
+        let pieces = self.pieces().at("list", &self.dir)?.into_iter();
+        let ours = pieces.filter(|&(u, s, _)| (u, s) == (unit, stage));
+        let mut paths: Vec<PathBuf> = ours.map(|piece| self.path(piece)).collect();
         paths.sort();
-        Stored(paths)
+        Ok(Stored { paths, failed: Cell::default() })
     }
 
     /// Removes parcels that nobody will ask for.
     pub(super) fn forget(&self, useless: impl Fn(Piece) -> bool) {
-        for piece in self.pieces().filter(|&piece| useless(piece)) {
-            // What is left is removed with the staging directory.
+        // What is left is removed with the staging directory.
+        let pieces = self.pieces().unwrap_or_default();
+        for piece in pieces.into_iter().filter(|&piece| useless(piece)) {
             let _litter = self.storage.remove_file(&self.path(piece));
         }
     }
 
-    fn pieces(&self) -> impl Iterator<Item = Piece> + use<> {
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter_map(|entry| piece(&entry.file_name().to_string_lossy()))
+    fn pieces(&self) -> io::Result<Vec<Piece>> {
+        let entries = patiently(|| std::fs::read_dir(&self.dir))?;
+        let pieces =
+            entries.map(|entry| entry.map(|entry| piece(&entry.file_name().to_string_lossy())));
+        pieces.filter_map(Result::transpose).collect()
     }
 
     fn path(&self, (unit, stage, from): Piece) -> PathBuf {
@@ -147,24 +154,43 @@ impl Keep for Bundle<'_> {
 }
 
 /// Files of parcels of one stage.
-pub(super) struct Stored(Vec<PathBuf>);
+pub(super) struct Stored {
+    paths: Vec<PathBuf>,
+    /// What the disk said when one could not be read.
+    failed: Cell<Option<Error>>,
+}
+
+impl Stored {
+    /// What kept parcels from being seen, if it was the disk: they may all be sound. Otherwise those that
+    /// were lost are damaged or gone.
+    pub(super) fn failure(self) -> Option<Error> {
+        self.failed.into_inner()
+    }
+}
 
 impl Parcels for Stored {
     fn visit(&self, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost> {
-        self.0.iter().try_for_each(|path| {
-            visit_file(path, see)
-                .map_err(|why| Lost { reason: format!("{}: {why}", path.display()) })
+        self.paths.iter().try_for_each(|path| {
+            visit_file(path, see).map_err(|source| {
+                let reason = format!("{}: {source}", path.display());
+                // Only the system gives its errors numbers.
+                if source.raw_os_error().is_some() && source.kind() != io::ErrorKind::NotFound {
+                    let path = path.clone();
+                    self.failed.set(Some(Error::Io { operation: "read", path, source }));
+                }
+                Lost { reason }
+            })
         })
     }
 }
 
-fn visit_file(path: &Path, see: &mut dyn FnMut(&[u8])) -> std::io::Result<()> {
-    let damaged = || std::io::Error::other("damaged");
-    let mut file = BufReader::with_capacity(1 << 18, File::open(path)?);
+fn visit_file(path: &Path, see: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let damaged = || io::Error::other("damaged");
+    let mut file = BufReader::with_capacity(1 << 18, patiently(|| File::open(path))?);
     loop {
         let mut len = [0; 4];
         // The end of the file is the end of the last parcel; counts tell if one is missing.
-        if file.read(&mut len[..1])? == 0 {
+        if patiently(|| file.read(&mut len[..1]))? == 0 {
             return Ok(());
         }
         file.read_exact(&mut len[1..])?;
@@ -189,7 +215,7 @@ mod tests {
 
     fn all(shelf: &Shelf<'_>, unit: u32, stage: u32) -> Result<Vec<Vec<u8>>, Lost> {
         let mut parcels = Vec::new();
-        shelf.of(unit, stage).visit(&mut |parcel| parcels.push(parcel.to_vec()))?;
+        shelf.of(unit, stage).unwrap().visit(&mut |parcel| parcels.push(parcel.to_vec()))?;
         Ok(parcels)
     }
 
@@ -219,6 +245,17 @@ mod tests {
         }
         std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         assert!(all(&shelf, 1, 4).is_err());
+        std::fs::write(&path, &whole).unwrap();
+        let stored = shelf.of(1, 4).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(stored.visit(&mut |_| {}).is_err());
+        assert!(stored.failure().is_none(), "it is gone, and the disk is well");
+        std::fs::create_dir(&path).unwrap();
+        let stored = shelf.of(1, 4).unwrap();
+        assert!(stored.visit(&mut |_| {}).is_err());
+        assert_eq!(stored.failure().map(|error| error.exit_code()), Some(7), "the disk says so");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, &whole).unwrap();
         shelf.forget(|(_, _, from)| from > 0);
         assert_eq!(all(&shelf, 1, 4).unwrap().len(), 2);
     }

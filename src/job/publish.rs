@@ -39,7 +39,7 @@ pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
 /// Names of the donor's side files.
 fn donated(job: &Job) -> Result<Vec<String>, Error> {
     let root = &job.inputs.donor().root;
-    patiently(|| side_files(root, job.recipe.copy_code)).at("list", root)
+    Ok(side_files(root, job.recipe.copy_code)?)
 }
 
 /// Writes side files, model card, recipe, config, index and manifest.

@@ -76,7 +76,7 @@ pub(super) fn resume(
             return Ok(None);
         }
         let streamed = job.plan.runs.contains(&Run::Streamed(cursor.units));
-        let found = if streamed { replay(job, snapshots, shelf, &cursor) } else { None };
+        let found = if streamed { replay(job, snapshots, shelf, &cursor)? } else { None };
         if found.is_some() {
             return Ok(found);
         }
@@ -84,30 +84,42 @@ pub(super) fn resume(
     }
 }
 
+/// The stage that a cursor speaks of, with its state; `None` if something that it takes is damaged or gone. What
+/// cannot be read for a moment is neither.
 fn replay(
     job: &Job,
     snapshots: &Snapshots<'_>,
     shelf: &Shelf<'_>,
     cursor: &Cursor,
-) -> Option<UnderWay> {
+) -> Result<Option<UnderWay>, Error> {
     let unit = cursor.units;
-    let view = &job.plan.units.get(unit as usize)?.view;
-    let elements = view.elements;
-    let mut stage = job.method.start(view).ok()?;
+    let Some(view) = job.plan.units.get(unit as usize).map(|unit| &unit.view) else {
+        return Ok(None);
+    };
+    let Ok(mut stage) = job.method.start(view) else { return Ok(None) };
+    let load = |stage: &dyn AnyStage, number: u32, seen: u64| -> Result<Option<State>, Error> {
+        Ok(snapshots.load(unit, number, seen)?.and_then(|saved| stage.load(&saved)))
+    };
     for finished in 0..cursor.stage {
-        let state = stage.load(&snapshots.load(unit, finished, elements)?)?;
-        let parcels = shelf.of(unit, finished);
-        let Next::Stage(next) = stage.finish(state, &parcels).ok()? else { return None };
-        stage = next;
+        let Some(state) = load(&*stage, finished, view.elements)? else { return Ok(None) };
+        let parcels = shelf.of(unit, finished)?;
+        stage = match stage.finish(state, &parcels) {
+            Ok(Next::Stage(next)) => next,
+            Ok(Next::Done(_)) => return Ok(None),
+            Err(_) => return parcels.failure().map_or(Ok(None), Err),
+        };
     }
     if stage.writes() != cursor.writes && cursor.elements > 0 {
-        return None;
+        return Ok(None);
     }
     let state = match cursor.elements {
         0 => None,
-        seen => Some(stage.load(&snapshots.load(unit, cursor.stage, seen)?)?),
+        seen => match load(&*stage, cursor.stage, seen)? {
+            None => return Ok(None),
+            state => state,
+        },
     };
-    Some(UnderWay { stage, state })
+    Ok(Some(UnderWay { stage, state }))
 }
 
 /// Bytes that earlier runs have read, of those that an undisturbed run reads.

@@ -22,7 +22,7 @@ use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Work, host};
 use crate::error::Error;
-use crate::method::{AnyStage, Next, Outcome, Sampling, State};
+use crate::method::{AnyStage, MethodError, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Run, Segment};
 use crate::progress::{Event, Progress};
 
@@ -175,6 +175,8 @@ fn in_staging(
 #[derive(Default)]
 struct Redo {
     shards: Vec<u32>,
+    /// Units and stages.
+    scans: Vec<(u32, u32)>,
 }
 
 impl Redo {
@@ -182,8 +184,11 @@ impl Redo {
     /// back then, and the next attempt begins before it.
     ///
     /// A shard that could not be synced is thrown away, since nobody knows what it holds. Once: a disk that
-    /// fails again is not to be trusted.
+    /// fails again is not to be trusted. A scan whose parcels were lost is made again, also once.
     fn can(&mut self, staging: &Staging<'_>, error: &Error) -> Result<bool, Error> {
+        if let Error::Engine(EngineError::Method { error: MethodError::Lost(_), .. }) = error {
+            return self.can_scan(staging);
+        }
         let (Error::Sink(sink) | Error::Engine(EngineError::Sink(sink))) = error else {
             return Ok(false);
         };
@@ -204,6 +209,26 @@ impl Redo {
             },
             _ => Ok(false),
         }
+    }
+
+    /// Takes back all records of the stage that the last one speaks of: its parcels were lost.
+    fn can_scan(&mut self, staging: &Staging<'_>) -> Result<bool, Error> {
+        staging.check_lock()?;
+        let mut journal = staging.journal()?;
+        let Cursor { units, stage, .. } = journal.cursor();
+        let scan = (units, stage);
+        if self.scans.contains(&scan) {
+            return Ok(false);
+        }
+        self.scans.push(scan);
+        // A record without elements is about the end of what came before.
+        let of_it = |record: &Record| {
+            let Cursor { units, stage, elements, .. } = record.cursor;
+            (units, stage) == scan && elements > 0
+        };
+        let first = journal.records().position(of_it);
+        first.map_or(Ok(()), |keep| journal.take_back(keep))?;
+        Ok(first.is_some())
     }
 }
 
@@ -291,8 +316,12 @@ impl Passes<'_> {
         };
         loop {
             let gathered = self.stage(unit, &*stage, state.take(), total)?;
-            let parcels = self.shelf.of(unit, self.cursor.stage);
-            match stage.finish(gathered, &parcels).map_err(named)? {
+            let parcels = self.shelf.of(unit, self.cursor.stage)?;
+            let next = match stage.finish(gathered, &parcels) {
+                Err(error) => return Err(parcels.failure().unwrap_or_else(|| named(error).into())),
+                Ok(next) => next,
+            };
+            match next {
                 Next::Stage(next) => {
                     stage = next;
                     self.cursor.stage += 1;

@@ -6,9 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::reading::read_file;
 use crate::engine::sink::{Storage, durable};
 use crate::error::{Error, IoContext};
-use crate::patience::patiently;
 
 const PREFIX: &str = "fold-";
 
@@ -46,14 +46,23 @@ impl<'a> Snapshots<'a> {
     }
 
     /// A saved state; `None` if it is gone or damaged.
-    pub(super) fn load(&self, unit: u32, stage: u32, elements: u64) -> Option<Vec<u8>> {
+    ///
+    /// # Errors
+    /// What the disk says: a state that cannot be read for a moment is worth hours.
+    pub(super) fn load(
+        &self,
+        unit: u32,
+        stage: u32,
+        elements: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
         let path = self.path(unit, stage, elements);
-        let bytes = patiently(|| std::fs::read(&path)).ok()?;
-        let (claimed, packed) = bytes.split_first_chunk::<32>()?;
-        if blake3::hash(packed).as_bytes() != claimed {
-            return None;
-        }
-        zstd::decode_all(packed).ok()
+        let bytes = read_file(&path, u64::MAX)?;
+        let state =
+            bytes.unwrap_or_default().split_first_chunk::<32>().and_then(|(claimed, packed)| {
+                let sound = blake3::hash(packed).as_bytes() == claimed;
+                sound.then(|| zstd::decode_all(packed).ok())?
+            });
+        Ok(state)
     }
 
     /// Removes states that no resume will ask for.
@@ -92,15 +101,18 @@ mod tests {
         let snapshots = Snapshots::new(&RealDisk, dir.path());
         let state: Vec<u8> = (0..100_000u32).map(|i| (i / 700) as u8).collect();
         snapshots.save((2, 0, 77), &state).unwrap();
-        assert_eq!(snapshots.load(2, 0, 77).unwrap(), state);
+        assert_eq!(snapshots.load(2, 0, 77).unwrap().unwrap(), state);
         let path = snapshots.path(2, 0, 77);
         let whole = std::fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
             std::fs::write(&path, flipped).unwrap();
-            assert_eq!(snapshots.load(2, 0, 77), None, "{at}");
+            assert_eq!(snapshots.load(2, 0, 77).unwrap(), None, "{at}");
         }
+        assert_eq!(snapshots.load(2, 1, 77).unwrap(), None);
+        std::fs::create_dir(snapshots.path(2, 1, 77)).unwrap();
+        assert_eq!(snapshots.load(2, 1, 77).unwrap_err().exit_code(), 5, "it is no file");
         snapshots.forget(|unit, _, _| unit > 2);
         assert!(path.exists());
         snapshots.forget(|unit, _, _| unit < 3);

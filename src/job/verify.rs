@@ -146,8 +146,8 @@ pub(super) fn finished(
         Ok(catalog) => report.warnings.extend(catalog.warnings),
         Err(error) => {
             let error = Error::from(error);
-            // What cannot be read now may well be sound.
-            if error.exit_code() == 7 {
+            // What cannot be read now may well be sound; what is not there is nothing to look at.
+            if error.exit_code() == 7 || !dir.is_dir() {
                 return Err(error);
             }
             report.find(&dir.display().to_string(), error.to_string());

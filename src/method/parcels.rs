@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Parcels are gone or damaged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what a scan has put aside cannot be read: {reason}; --restart begins anew")]
+#[error("what a scan has put aside cannot be used: {reason}")]
 pub struct Lost {
     /// Why.
     pub reason: String,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 
+import damage
 import errors
 import kills
 import moments
@@ -34,7 +35,7 @@ def main():
     os.chmod(root, 0o755)
     try:
         scene.prepare(options.reflow, root)
-        for room, traced in ((kills, True), (errors, True), (places, False), (moments, False)):
+        for room, traced in ((kills, True), (errors, True), (places, False), (moments, False), (damage, False)):
             if options.only and room.__name__ not in options.only.split(","):
                 continue
             if traced and why_not:

@@ -3,6 +3,7 @@
 import errno
 import os
 
+import pause
 import scene
 import tracer
 from scene import Bad, Place
@@ -29,6 +30,8 @@ FITTING = {
     "unlink": ("EIO", "EACCES"),
     "mkdir": ("EIO", "ENOSPC", "EACCES"),
 }
+# Those that a resume makes before it goes on, and a few of the others.
+RESUMING = ("read", "openat", "getdents64", "mmap", "pwrite64", "fdatasync", "unlink")
 # Invisible, if it happens once.
 PASSING = ("EINTR", "EMFILE", "ENFILE")
 # Invisible, always: advice, and what there is another way for.
@@ -120,6 +123,39 @@ def fail_sync(name, n):
         return (len(distrusted) > 0, "shards made again")
 
 
+def fail_resume(name, error, n, share, calls):
+    """Lets a call fail amid a resume: what had been recorded before is still there."""
+    with Place(f"resume-{name}-{error}-{n}-{share}") as place:
+        out, failed, made = f"{place}/out", [], []
+        pause.killed(args(name, out), int(calls * share))
+        before = scene.status(out)["read"]
+
+        def on_call(call):
+            if counts(call):
+                made.append(call.path)
+                if len(made) == n:
+                    failed.append(call.path)
+                    tracer.answer(call, -getattr(errno, error))
+
+        ended = tracer.run(args(name, out), [name], on_call, stderr=f"{place}/stderr")
+        if not failed:
+            return (0, "injected")
+        if name == "unlink" and ended.code == 0 and os.path.exists(f"{out}.partial"):
+            # The output is complete; the litter goes with the next run.
+            scene.resume(out)
+            return (1, "injected")
+        if ended.code != 0:
+            allowed = [6] if error in FULL else [3, 7] if error == "EACCES" else [7]
+            scene.clean_stop(out, ended.code, ended.stderr, allowed)
+            told = scene.status(out)
+            if told["state"] != "unfinished" and not os.path.exists(out):
+                raise Bad(f"all is lost: {ended.stderr}")
+            if told["state"] == "unfinished" and told["read"] < before:
+                raise Bad(f"{failed}: progress went back from {before} to {told['read']}: {ended.stderr}")
+        scene.survives(out, (ended.code, ended.stderr), [ended.code], *args(name, out)[-2:])
+        return (1, "injected")
+
+
 def short(name, n):
     """Lets all calls from the n-th on do only a part of what is asked for."""
     made = []
@@ -188,6 +224,11 @@ def rows(report, options):
                  for n in spread(most, wanted, options.seed)
                  if not (for_good and error in PASSING) or (options.nightly and error == "EMFILE" and n % 50 == 1)]
         report.row(3, f"{name} fails with {', '.join(fitting)}", fail, cases, f"{most} calls")
+    calls = pause.calls(scene.merge)
+    shares = [k / 10 for k in range(1, 10)] if options.nightly else (0.4, 0.8)
+    report.row(3, "a call that fails once amid a resume", fail_resume,
+               ((name, error, n, share, calls) for name in RESUMING for error in FITTING[name] for share in shares
+                for n in spread(12, wanted and 2 * wanted, options.seed)))
     for name in ("fdatasync", "fsync"):
         report.row(4, f"{name} fails once with EIO", fail_sync,
                    ((name, n) for n in spread(count(name), wanted and 3 * wanted, options.seed)))

@@ -48,6 +48,12 @@ def changed(io, change, share, calls):
         # Amid a bus error there is no more to say than what it is.
         if SHARD not in stderr and "SIGBUS" not in stderr:
             raise Bad(f"the message does not name the input: {stderr}")
+        if not os.path.exists(f"{out}.partial") and change in (replace, rewrite):
+            # Nothing had been recorded: the next run begins with the input that is there now.
+            again = scene.reflow_run(args)
+            if again.returncode != 0:
+                raise Bad(f"exit code {again.returncode} with an input that is whole: {again.stderr}")
+            return (1, "begun anew")
         # What was begun does not fit the input that is there now.
         again = scene.reflow_run(args)
         scene.clean_stop(out, again.returncode, again.stderr, [3, 10])

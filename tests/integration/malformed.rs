@@ -160,3 +160,26 @@ fn the_official_crate_reads_whatever_is_accepted() {
         }
     }
 }
+
+#[test]
+fn a_strange_manifest_is_a_finding_and_nothing_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    write_family(dir.path(), &family(1, Dtype::F32, 3), &[1, 1]);
+    let out = dir.path().join("out");
+    merge(dir.path(), 1, &out).assert().success();
+    let manifest = out.join("manifest.json");
+    let verify = || reflow().arg("verify").arg(&out).timeout(Duration::from_secs(20)).assert();
+    verify().success();
+    std::fs::remove_file(&manifest).unwrap();
+    assert!(Command::new("mkfifo").arg(&manifest).status().unwrap().success());
+    verify().code(8).stdout(contains("manifest.json"));
+    std::fs::remove_file(&manifest).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &manifest).unwrap();
+    verify().code(8).stdout(contains("manifest.json"));
+}
+
+#[test]
+fn what_is_not_there_is_not_called_damaged() {
+    let verify = || reflow().args(["verify", "/nowhere"]).assert();
+    verify().code(3).stdout("").stderr(contains("cannot read /nowhere: No such file"));
+}

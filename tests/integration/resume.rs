@@ -191,7 +191,10 @@ fn a_damaged_state_or_journal_costs_work_and_nothing_else() {
         scene.interrupted();
         let state: Vec<PathBuf> = files(&scene.state("")).into_keys().collect();
         let victims: Vec<&PathBuf> = (state.iter())
-            .filter(|name| name.to_string_lossy().starts_with("fold-") || **name == *"journal")
+            .filter(|name| {
+                let name = name.to_string_lossy();
+                name.starts_with("fold-") || name.starts_with("kept-") || name == "journal"
+            })
             .collect();
         let victim = scene.state("").join(victims[(random() * victims.len() as f32) as usize]);
         let mut bytes = std::fs::read(&victim).unwrap();

@@ -4,12 +4,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, IoContext};
+use crate::error::Error;
 use crate::job::manifest::is_file_name;
-use crate::patience::patiently;
+use crate::job::reading::read_file;
 
 /// The name of the plan's file.
 pub(in crate::job) const FILE: &str = "plan.json";
+/// Far above that of a merge with a million files.
+const LARGEST: u64 = 1 << 30;
 
 /// What a staging directory belongs to, and which files it makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,10 +134,7 @@ impl PlanFile {
     /// [`Error::Damaged`] if it is not as it was written.
     pub(in crate::job) fn load(state: &Path) -> Result<Option<Self>, Error> {
         let path = state.join(FILE);
-        let text = match patiently(|| std::fs::read(&path)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.at("read", &path)?,
-        };
+        let Some(text) = read_file(&path, LARGEST)? else { return Ok(None) };
         let what = "it is not as it was written; --restart discards what was begun".to_owned();
         Self::parse(&text).ok_or(Error::Damaged { path, what }).map(Some)
     }
