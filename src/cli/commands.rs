@@ -39,6 +39,7 @@ fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     warn(display, summary.warnings.iter().map(String::as_str));
     warn(display, summary.ties.iter().map(String::as_str));
     detail(display, &plan::render(&summary, &job.io_text()));
+    signals.begin();
     let report = job.merge(&args.out, display, &signals.cancel);
     display.finish();
     let report = report.map_err(|error| signals.name(error))?;

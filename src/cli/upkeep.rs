@@ -81,6 +81,7 @@ fn render(it: &Unfinished) -> String {
 /// Checks that an output holds what was written.
 pub(super) fn verify(args: &Verify, display: &dyn Display) -> Outcome {
     let signals = Signals::install().at("handle", std::path::Path::new("signals"))?;
+    signals.begin();
     let depth = match args.sample {
         _ if args.quick => Depth::Quick,
         Some(share) => Depth::Sample { share, seed: args.seed.unwrap_or_else(any_seed) },

@@ -147,7 +147,7 @@ def by_strace(report, options):
         scene.reflow_run(["strace", "-f", "-o", log, "-e", "trace=rename,renameat2,mkdir,unlink,ftruncate",
                           *scene.merge(f"{place}/out")])
         with open(log) as text:
-            lines = [re.match(r"(\d+) (\w+)\(", line) for line in text]
+            lines = [re.match(r"(\d+) +(\w+)\(", line) for line in text]
     by_thread = collections.Counter((m[1], m[2]) for m in lines if m)
     most = collections.Counter()
     for (_, call), count in by_thread.items():

@@ -1,5 +1,6 @@
 """Rows 11, 12, 14 and 20: inputs that change, two at once, clocks, resumes with other settings, signals."""
 
+import glob
 import os
 import shutil
 import signal
@@ -137,8 +138,16 @@ def clocks():
     def monotonic(seconds):
         return ["unshare", "--time", "--monotonic", seconds, "--boottime", seconds]
 
-    if works(["faketime", "1980-01-01"]):
-        yield "the clock in 1980, then in 2100", (["faketime", "1980-01-01"], ["faketime", "2100-01-01"])
+    # Not by the command of that name, which would stay in between.
+    for library in glob.glob("/usr/lib/*/faketime/libfaketime.so.1")[:1]:
+        def fake(when):
+            return ["env", f"LD_PRELOAD={library}", f"FAKETIME={when}"]
+
+        yield "the clock in 1980, then in 2100", (fake("@1980-01-01 00:00:00"), fake("@2100-01-01 00:00:00"))
+        # Each look at it, at the one that should only go forward, too, is an hour after or before the last.
+        jumps = [fake(f"@2020-01-01 00:00:00 i{step}") for step in ("3600.0", "-3600.0")]
+        yield "a clock that jumps an hour at each look", jumps
+        yield "the same, backward first", jumps[::-1]
     if works(monotonic("1000000000")):
         yield "30 years of uptime, then none", (monotonic("1000000000"), [])
 
@@ -225,6 +234,38 @@ def two_signals(share, calls):
         scene.resume(out)
 
 
+def slow_disk(io, second, delay, wait):
+    """Signals while every read takes long: while it looks at its inputs each ends it at once; later the first stops
+    it within two seconds, and the second at once."""
+    with Place(f"slow-{io}-{second}-{delay}") as place:
+        out = f"{place}/out"
+        inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64", "-e",
+                  f"inject=pread64:delay_enter={delay}ms"]
+        tracer = subprocess.Popen([*inject, *scene.merge(out, "--io", io)], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(wait)
+        begun = os.path.exists(f"{out}.partial")
+        with open(f"/proc/{tracer.pid}/task/{tracer.pid}/children") as children:
+            pid = int(children.read().split()[0])
+        begin = time.time()
+        os.kill(pid, signal.SIGINT)
+        if second and begun:
+            time.sleep(0.05)
+            os.kill(pid, signal.SIGTERM)
+        try:
+            stderr = tracer.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            os.kill(pid, signal.SIGKILL)
+            tracer.communicate()
+            raise Bad("it did not stop") from None
+        took, at_once = time.time() - begin, second or not begun
+        if took > (1 if at_once else 2):
+            raise Bad(f"it took {took:.1f} s: {stderr}")
+        scene.clean_stop(out, tracer.returncode, stderr, [143] if second and begun else [130])
+        scene.resume(out, "--io", io)
+        return (1, "while it worked" if begun else "before it began")
+
+
 def rows(report, options):
     calls = pause.calls(scene.merge)
     many = [k / 25 for k in range(1, 18)] if options.nightly else (0.1, 0.4, 0.7)
@@ -240,8 +281,8 @@ def rows(report, options):
     report.row(14, "files from 1970 and 2100", clock,
                ((when, share, calls) for when in ("@0", "2100-01-01") for share in (0.3, 0.8)))
     shifts = list(clocks())
-    if len(shifts) < 2:
-        report.skip(14, "a clock that jumps", "faketime or time namespaces are missing")
+    if len(shifts) < 4:
+        report.skip(14, "some clocks that jump", "faketime or time namespaces are missing")
     for name, prefix in shifts:
         report.row(14, name, shifted, ((prefix, share, calls) for share in (0.3, 0.8)))
     report.row(20, "a resume with other settings", other_settings, ((o, share, calls) for o in OTHER for share in many))
@@ -250,3 +291,8 @@ def rows(report, options):
     report.row("-", "the first SIGINT or SIGTERM", first_signal,
                ((number, io, share, calls) for number in CODES for io in ("mmap", "pread") for share in many))
     report.row("-", "the second", two_signals, ((share, calls) for share in many))
+    if shutil.which("strace"):
+        report.row(18, "signals on a slow disk", slow_disk, ((io, second, delay, wait) for io in ("pread", "direct")
+                   for second in (0, 1) for delay, wait in ((300, 2), (40, 3))))
+    else:
+        report.skip(18, "signals on a slow disk", "strace is not installed")

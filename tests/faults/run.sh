@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-declare -A packages=([strace]=strace [mkfs.ext4]=e2fsprogs [chattr]=e2fsprogs [prlimit]=util-linux [setpriv]=util-linux
+declare -A packages=([strace]=strace [faketime]=faketime [mkfs.ext4]=e2fsprogs [chattr]=e2fsprogs [prlimit]=util-linux [setpriv]=util-linux
   [unshare]=util-linux)
 missing=()
 for tool in "${!packages[@]}"; do
