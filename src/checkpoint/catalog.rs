@@ -15,6 +15,8 @@ use crate::patience::patiently;
 const SINGLE: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 const MAX_CONFIG: u64 = 16 << 20;
+/// Far above any model, and so far below what a number can hold that sums over checkpoints and passes cannot overflow.
+const MAX_BYTES: u64 = 1 << 52;
 
 /// How strictly a checkpoint is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -158,6 +160,9 @@ impl Catalog {
             Self { config: config(&root)?, root, files: Vec::new(), tensors: Vec::new(), warnings };
         for name in names {
             catalog.add_shard(&name, options)?;
+        }
+        if catalog.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.len)) > MAX_BYTES {
+            return Err(catalog.inconsistent("holds more than 4 PiB, as no model does".to_owned()));
         }
         catalog.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         catalog.check_names()?;

@@ -47,7 +47,7 @@ pub use status::{Status, Unfinished, clean, status};
 pub use verify::{Depth, Finding, VerifyReport, verify};
 
 use crate::checkpoint::ModelCard;
-use crate::engine::sink::{RealDisk, Storage};
+use crate::engine::sink::{RealDisk, SinkError, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
@@ -185,7 +185,15 @@ impl Job {
                 text: "the output directory exists: its files appear one by one at the end, the index last",
             });
         }
-        run::merge(self, out, place, progress, cancel)
+        run::merge(self, out, place, progress, cancel).map_err(|error| match error {
+            // Its name is there, so more room is no cure: nobody knows whether it is durable.
+            Error::Sink(SinkError::NoSpace { path, source, .. })
+                if place == Place::Beside && out.exists() =>
+            {
+                Error::Sink(SinkError::Sync { path, source })
+            }
+            error => error,
+        })
     }
 
     fn input_files(&self) -> Vec<source::InputFile> {

@@ -183,3 +183,19 @@ fn what_is_not_there_is_not_called_damaged() {
     let verify = || reflow().args(["verify", "/nowhere"]).assert();
     verify().code(3).stdout("").stderr(contains("cannot read /nowhere: No such file"));
 }
+
+#[test]
+fn a_checkpoint_of_an_impossible_size_is_refused() {
+    // Only where files may have such holes.
+    let Ok(dir) = TempDir::new_in("/dev/shm") else { return };
+    let header = r#"{"w":{"dtype":"F8_E4M3","shape":[4503599627370496],"data_offsets":[0,4503599627370496]}}"#;
+    let path = dir.path().join("model.safetensors");
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    if file.set_len(8 + header.len() as u64 + (1 << 52)).is_err() {
+        eprintln!("NOT TESTED: this file system has no file of 4 PiB");
+        return;
+    }
+    reflow().arg("inspect").arg(&path).assert().code(3).stderr(contains("more than 4 PiB"));
+}
