@@ -30,6 +30,8 @@ FITTING = {
     "unlink": ("EIO", "EACCES"),
     "mkdir": ("EIO", "ENOSPC", "EACCES"),
 }
+# What it takes to sweep up after the commit: the output is complete whether they work or not.
+SWEEPING = ("unlink", "getdents64", "openat")
 # Those that a resume makes before it goes on, and a few of the others.
 RESUMING = ("read", "openat", "getdents64", "mmap", "pwrite64", "fdatasync", "unlink")
 # Invisible, if it happens once.
@@ -81,7 +83,7 @@ def fail(name, error, n, for_good):
         invisible = (name, error) in HARMLESS or (error in PASSING and not for_good)
         if invisible and ended.code != 0:
             raise Bad(f"exit code {ended.code}: {told}")
-        if name == "unlink" and ended.code == 0 and os.path.exists(f"{out}.partial"):
+        if name in SWEEPING and ended.code == 0 and os.path.exists(f"{out}.partial"):
             # The output is complete; the litter goes with the next run.
             scene.resume(out)
             return
@@ -143,7 +145,7 @@ def fail_resume(name, error, n, share, calls):
         ended = tracer.run(args(name, out), [name], on_call, stderr=f"{place}/stderr")
         if not failed:
             return (0, "injected")
-        if name == "unlink" and ended.code == 0 and os.path.exists(f"{out}.partial"):
+        if name in SWEEPING and ended.code == 0 and os.path.exists(f"{out}.partial"):
             # The output is complete; the litter goes with the next run.
             scene.resume(out)
             return (1, "injected")
