@@ -10,6 +10,7 @@ mod failures;
 mod malformed;
 mod matching;
 mod memory;
+mod methods;
 mod output;
 mod parity;
 mod properties;
