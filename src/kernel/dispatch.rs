@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::bracket::{self, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{blend, keys, math, moments, products};
+use super::{blend, divergence, keys, math, moments, products};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +226,16 @@ kernels! {
 
     /// The hyperbolic tangent of each value, within 2 ulp.
     fn tanh(values: &[f32], out: &mut [f32]) = math::tanh_all;
+
+    /// The Kullback-Leibler divergence of softmax(x) from softmax(y), 1e-8 added to each probability.
+    fn divergence(x: &[f32], y: &[f32], scratch: &mut divergence::Scratch) -> f64
+        = divergence::divergence;
+
+    /// |x - y| * factor for each element.
+    fn importances(x: &[f32], y: &[f32], factor: f32, out: &mut [f32]) = divergence::importances;
+
+    /// `out` = y + (x - y) where |x - y| * factor reaches the threshold, else y.
+    fn fuse(x: &[f32], y: &[f32], factor: f32, threshold: f32, out: &mut [f32]) = divergence::fuse;
 
     /// Competition scores B_i of all experts: `out` holds one row of the block's length per
     /// expert. See [`pcb`] for the formulas.

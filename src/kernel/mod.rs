@@ -8,6 +8,7 @@
 mod blend;
 pub mod bracket;
 mod dispatch;
+mod divergence;
 pub mod dtype;
 mod float8;
 pub mod keys;
@@ -17,4 +18,5 @@ pub mod pcb;
 mod products;
 
 pub use dispatch::{KernelError, Kernels, Level, select};
+pub use divergence::Scratch as Divergence;
 pub use dtype::Float;

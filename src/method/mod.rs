@@ -12,6 +12,7 @@
 //! The state of a stage is a monoid: [`Stage::empty`], [`Stage::add`], [`Stage::merge`]. A pass
 //! may therefore be cut into any tiles on any number of threads.
 
+mod arcee_fusion;
 mod arithmetic;
 mod erased;
 mod linear;
@@ -24,6 +25,8 @@ pub mod pcb;
 pub mod registry;
 mod sampling;
 mod sphere;
+#[cfg(test)]
+mod testing;
 mod unit;
 
 use std::fmt;

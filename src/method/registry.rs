@@ -5,7 +5,9 @@
 use std::ops::RangeInclusive;
 
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
-use super::{Method, Strategy, Values, arithmetic, linear, nearswap, passthrough, pcb};
+use super::{
+    Method, Strategy, Values, arcee_fusion, arithmetic, linear, nearswap, passthrough, pcb,
+};
 use crate::kernel::Kernels;
 
 /// All methods; the first of a name is its default dialect.
@@ -19,6 +21,7 @@ pub static ENTRIES: &[&Entry] = &[
     &karcher::ENTRY,
     &model_stock::ENTRY,
     &nearswap::ENTRY,
+    &arcee_fusion::ENTRY,
     &passthrough::ENTRY,
 ];
 

@@ -22,6 +22,7 @@ const RECIPES: &[&str] = &[
      expert2, parameters: {weight: 0.3}}, {model: expert3, parameters: {weight: 0.4}}]}",
     "{merge_method: karcher, models: [{model: expert1}, {model: expert2}, {model: expert3}]}",
     "{merge_method: model_stock, base_model: base, models: [{model: expert1}, {model: expert2}, {model: expert3}]}",
+    "{merge_method: arcee_fusion, base_model: base, models: [{model: expert1}]}",
 ];
 
 /// The files that a recipe's merge makes.

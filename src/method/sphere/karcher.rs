@@ -91,8 +91,8 @@ fn rule(products: &Products, values: &Values) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::merged;
     use super::*;
+    use crate::method::testing::merged;
 
     fn karcher(rows: &[&[f32]], steps: f64) -> Vec<f32> {
         let values = Values::new(rows.len()).with("max_iter", steps).with("tol", 1e-5);

@@ -59,8 +59,8 @@ fn rule(products: &Products, _values: &Values) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::merged;
     use super::*;
+    use crate::method::testing::merged;
 
     fn stock(shape: &[u64], by_rows: bool, tasks: &[&[f32]]) -> Vec<f32> {
         let values = Values::new(tasks.len()).with_flag("filter_wise", by_rows);

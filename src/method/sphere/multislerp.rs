@@ -58,6 +58,10 @@ fn rule(products: &Products, values: &Values) -> Vec<f64> {
         weights.iter_mut().for_each(|weight| *weight /= sum);
     }
     let norms: Vec<f64> = (0..count).map(|vector| products.norm(vector)).collect();
+    if norms.iter().all(|&norm| norm == 0.0) {
+        // mergekit refuses, but a tensor that no model has changed is no mistake.
+        return vec![0.0; count];
+    }
     let mean: Vec<f64> = weights.iter().zip(&norms).map(|(w, norm)| w / (norm + eps)).collect();
     let size = products.length(&mean);
     let most: f64 = weights.iter().map(|weight| weight.abs()).sum();
@@ -73,9 +77,9 @@ fn rule(products: &Products, values: &Values) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::merged;
     use super::*;
     use crate::method::MethodError;
+    use crate::method::testing::merged;
 
     const ROWS: [[f32; 2]; 3] = [[3.0, 0.0], [0.0, 2.0], [-4.0, 0.0]];
 
@@ -107,6 +111,16 @@ mod tests {
     fn one_model_is_itself() {
         assert_eq!(multislerp(&[0.3], true, &[]).unwrap(), ROWS[0]);
         assert_eq!(multislerp(&[0.3], true, &[0.5, 1.0]).unwrap(), [3.5, 1.0]);
+    }
+
+    #[test]
+    fn a_tensor_that_no_model_has_changed_is_the_base() {
+        let values = Values::new(3)
+            .with_each("weight", &[1.0, 2.0, 3.0])
+            .with_flag("normalize_weights", true)
+            .with("eps", 1e-8);
+        let zeros: [&[f32]; 3] = [&[0.0, 0.0]; 3];
+        assert_eq!(merged(&ENTRY, &[2], values, &[0.5, 2.0], &zeros).unwrap(), [0.5, 2.0]);
     }
 
     #[test]

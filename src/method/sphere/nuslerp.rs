@@ -69,8 +69,8 @@ fn rule(products: &Products, values: &Values) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::merged;
     use super::*;
+    use crate::method::testing::merged;
 
     /// By rows of two, three of them.
     const A: [f32; 6] = [3.0, 0.0, 0.0, 2.0, 1.0, 1.0];

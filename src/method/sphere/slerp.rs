@@ -51,8 +51,8 @@ fn rule(products: &Products, values: &Values) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::merged;
     use super::*;
+    use crate::method::testing::merged;
 
     fn slerp(base: &[f32], model: &[f32], t: f64) -> Vec<f32> {
         merged(&ENTRY, &[base.len() as u64], Values::new(1).with("t", t), base, &[model]).unwrap()
