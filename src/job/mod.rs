@@ -14,13 +14,19 @@
 //!
 //! The protocol and its promises are told in `docs/reliability.md`.
 
+#[cfg(test)]
+mod encounters;
 mod extents;
 mod failpoint;
+#[cfg(test)]
+mod filling;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod inputs;
 mod journal;
 mod manifest;
+#[cfg(test)]
+mod meddler;
 mod output;
 mod parcels;
 #[cfg(test)]
@@ -53,7 +59,7 @@ use crate::error::Error;
 use crate::kernel::{self, Kernels};
 use crate::method::{Method, registry};
 use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
-use crate::progress::{Event, Progress};
+use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, Settings};
 use staging::{Place, PlanFile};
 
@@ -173,6 +179,8 @@ impl Job {
         let is_ours = || {
             let manifest = Manifest::load(out).ok().flatten();
             manifest.is_some_and(|manifest| manifest.plan == self.fingerprint())
+                && verify::finished(out, Depth::Quick, &Silent, cancel)
+                    .is_ok_and(|report| report.findings.is_empty())
         };
         if staging::was_published(&*self.storage, out, is_ours)? {
             progress.event(&Event::Notice { text: "the output was complete already" });

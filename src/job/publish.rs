@@ -16,7 +16,7 @@ use crate::error::{Error, IoContext};
 use crate::method::registry::Preset;
 use crate::patience::patiently;
 use crate::plan::tied::Tie;
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::recipe::{Model, OutputDtype};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -105,7 +105,9 @@ pub(super) fn check(
     cancel: &AtomicBool,
 ) -> Result<(), Error> {
     let depth = if job.settings.verify { Depth::Full } else { Depth::Quick };
-    let report = verify::finished(model, depth, progress, cancel)?;
+    // A look at the form takes no time worth telling.
+    let told: &dyn Progress = if depth == Depth::Full { progress } else { &Silent };
+    let report = verify::finished(model, depth, told, cancel)?;
     report.tell(progress);
     report.sound(model)
 }

@@ -85,7 +85,7 @@ pub(super) fn merge(
     };
     match report {
         Ok(report) => {
-            staging.publish()?;
+            staging.publish(|out| publish::check(job, out, progress, cancel))?;
             Ok(report)
         }
         Err(Error::Engine(EngineError::Interrupted)) => {
@@ -114,7 +114,9 @@ fn in_staging(
         cancel,
     };
     let mut journal = staging.journal()?;
+    let total = job.summary().passes.iter().map(|pass| pass.read).sum();
     if journal.last().is_some_and(|last| last.publishing) {
+        progress.event(&Event::Started { bytes_total: total, bytes_done: total });
         return Ok(Report::default());
     }
     let snapshots = Snapshots::new(&*job.storage, &staging.state());
@@ -138,7 +140,6 @@ fn in_staging(
     let config = SinkConfig { chunk: job.plan.budget.write_behind, keep_cache: job.keep_cache };
     let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
     let output = Output::new(&job.plan, place, journal.records())?;
-    let total = job.summary().passes.iter().map(|pass| pass.read).sum();
     progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });
     let mut passes = Passes {
         job,
@@ -192,6 +193,10 @@ impl Redo {
         let (Error::Sink(sink) | Error::Engine(EngineError::Sink(sink))) = error else {
             return Ok(false);
         };
+        if matches!(sink, SinkError::Sync { .. } | SinkError::Damaged { .. }) {
+            // Whoever works here now relies on what would be taken back.
+            staging.check_lock()?;
+        }
         match sink {
             SinkError::Sync { path, .. } => {
                 let Some(shard) = staging.shard_at(path).filter(|k| !self.shards.contains(k))

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
@@ -29,7 +29,7 @@ pub(super) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// A merge, and what it gives undisturbed.
 pub(super) struct Scene {
-    inputs: tempfile::TempDir,
+    inputs: Arc<tempfile::TempDir>,
     pub(super) recipe: Recipe,
     /// Whether the output directory is there beforehand.
     pub(super) inside: bool,
@@ -87,14 +87,25 @@ impl Scene {
         recipe.scope = scope;
         recipe.exclude = vec!["*norm*".to_owned()];
         recipe.shard_size = 5_000;
-        let mut scene = Self { inputs, recipe, inside, expected: Files::new() };
-        let dir = scene.place();
-        scene
-            .job(Self::settings())
+        Self { inputs: Arc::new(inputs), recipe, inside, expected: Files::new() }.undisturbed()
+    }
+
+    /// Another merge of the same inputs.
+    pub(super) fn other(&self, change: impl FnOnce(&mut Recipe)) -> Self {
+        let mut recipe = self.recipe.clone();
+        change(&mut recipe);
+        let inputs = Arc::clone(&self.inputs);
+        Self { inputs, recipe, inside: self.inside, expected: Files::new() }.undisturbed()
+    }
+
+    /// With what it gives undisturbed.
+    fn undisturbed(mut self) -> Self {
+        let dir = self.place();
+        self.job(Self::settings())
             .merge(&dir.path().join("out"), &Heard::default(), &AtomicBool::new(false))
             .unwrap();
-        scene.expected = files(&dir.path().join("out"));
-        scene
+        self.expected = files(&dir.path().join("out"));
+        self
     }
 
     /// Where the inputs are.

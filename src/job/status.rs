@@ -60,7 +60,7 @@ pub struct Unfinished {
 /// # Errors
 /// [`Error::Damaged`] if plan or manifest are not as they were written.
 pub fn status(dir: &Path) -> Result<Status, Error> {
-    let Some((_, root)) = staging::find(dir) else {
+    let Some((_, root)) = staging::find_unpublished(dir) else {
         return Ok(match Manifest::load(dir)? {
             Some(manifest) => Status::Finished {
                 files: manifest.files.len() + 1,
@@ -110,7 +110,7 @@ fn changed(plan: &PlanFile) -> Vec<String> {
 /// [`Error::Locked`] if somebody works on it, [`Error::Foreign`] if there are files that reflow did not make,
 /// [`Error::Damaged`] if its plan cannot be trusted to name them.
 pub fn clean(dir: &Path) -> Result<Option<u64>, Error> {
-    match staging::find(dir) {
+    match staging::find_any(dir) {
         Some((place, root)) => staging::clean(&RealDisk, place, root).map(Some),
         None => Ok(None),
     }

@@ -126,11 +126,9 @@ pub fn verify(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<VerifyReport, Error> {
-    match staging::find(dir) {
-        Some((_, root)) if !dir.join(manifest::FILE).exists() => {
-            unfinished(&root, depth, progress, cancel)
-        }
-        _ => finished(dir, depth, progress, cancel),
+    match staging::find_unpublished(dir) {
+        Some((place, root)) => unfinished(&root, &place.out(&root), depth, progress, cancel),
+        None => finished(dir, depth, progress, cancel),
     }
 }
 
@@ -192,6 +190,7 @@ pub(super) fn finished(
 /// Looks at what the journal of an unfinished output speaks of.
 fn unfinished(
     root: &Path,
+    out: &Path,
     depth: Depth,
     progress: &dyn Progress,
     cancel: &AtomicBool,
@@ -220,7 +219,13 @@ fn unfinished(
     }
     tasks.retain(|task| !task.extents.is_empty());
     report.files = tasks.len();
-    run(&model, &tasks, &mut report, progress, cancel)?;
+    // Some are where they belong already, if files are published one by one.
+    let (moved, here): (Vec<_>, _) = tasks
+        .into_iter()
+        .partition(|task| !file_of(&model, &task.file).exists() && out.join(&task.file).exists());
+    run(&model, &here, &mut report, progress, cancel)?;
+    run(out, &moved, &mut report, progress, cancel)?;
+    report.findings.sort();
     Ok(report)
 }
 
@@ -300,7 +305,7 @@ fn run(
     });
     report.findings.extend(found.into_inner().unwrap_or_else(PoisonError::into_inner)?);
     report.findings.sort();
-    report.bytes = bytes;
+    report.bytes += bytes;
     Ok(())
 }
 

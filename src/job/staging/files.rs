@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{lock, plan_file};
-use crate::engine::sink::{SinkError, Storage, durable};
+use crate::engine::sink::{SinkError, Storage};
 use crate::error::{Error, IoContext};
 use crate::job::journal;
 use crate::job::parcels::Shelf;
@@ -51,17 +51,6 @@ pub(in crate::job) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Removes files in the given order; the first is gone for good before the next goes.
-pub(super) fn remove(storage: &dyn Storage, files: &[PathBuf]) -> Result<(), Error> {
-    for (i, path) in files.iter().enumerate() {
-        storage.remove_file(path).at("remove", path)?;
-        if i == 0 {
-            durable::sync_dir(storage, durable::parent(path))?;
-        }
-    }
-    Ok(())
 }
 
 /// Makes a directory, unless it is there.

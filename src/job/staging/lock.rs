@@ -1,8 +1,10 @@
 //! One process at a time.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +13,10 @@ use crate::patience::patiently;
 
 /// The name of the lock's file.
 pub(in crate::job) const FILE: &str = "lock";
+/// Where the system has a number for each of its starts, and a new one for whoever asks.
+const RANDOM: &str = "/proc/sys/kernel/random";
+/// How often a lock is asked for that nobody holds and that cannot be had: a millisecond each time.
+const TRIES: u32 = 2_000;
 
 /// Who holds a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +29,9 @@ pub(in crate::job) struct Holder {
     pub(in crate::job) boot_id: String,
     /// Counts the holders of this lock.
     pub(in crate::job) generation: u64,
+    /// What no other holder has: process numbers and names are the same in many containers.
+    #[serde(default)]
+    pub(in crate::job) nonce: String,
 }
 
 impl Holder {
@@ -33,16 +42,22 @@ impl Holder {
 
     /// The one that comes after `before`.
     pub(in crate::job) fn of_this_process(before: &Self) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        // Where there is none of these files the other fields have to do.
+        let random = |name| std::fs::read_to_string(Path::new(RANDOM).join(name));
+        let text = |name| random(name).unwrap_or_default().trim().to_owned();
         Self {
             pid: std::process::id(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+            boot_id: text("boot_id"),
             generation: before.generation.saturating_add(1),
+            nonce: text("uuid"),
         }
     }
 
     pub(in crate::job) fn describe(&self) -> String {
+        if self.pid == 0 {
+            return "which has not said yet who it is".to_owned();
+        }
         // The file may hold anything.
         let host: String = self.host.chars().filter(|c| !c.is_control()).collect();
         format!("process {} on {host}", self.pid)
@@ -58,7 +73,7 @@ pub(in crate::job) struct Lock {
     path: PathBuf,
     holder: Holder,
     /// Holds the lock as long as it lives.
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -70,29 +85,47 @@ impl Lock {
         let path = state.join(FILE);
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
-        let mut file = patiently(|| options.open(&path)).at("open", &path)?;
         let mut text = Vec::new();
-        // Whatever it says, it is replaced.
-        let _unread = file.read_to_end(&mut text);
-        let before = Holder::parse(&text);
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Locked { path: root.to_owned(), holder: before.describe() });
-            }
-            // A file system without locks: the check has to do.
-            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) if error.raw_os_error() == Some(libc::ENOLCK) => {}
-            Err(TryLockError::Error(source)) => {
-                return Err(Error::Io { operation: "lock", path, source });
+        for _ in 0..TRIES {
+            let mut file = patiently(|| options.open(&path)).at("open", &path)?;
+            let asked = ask(&file, &path)?;
+            text.clear();
+            // Whatever it says, it is replaced.
+            let _unread = file.read_to_end(&mut text);
+            match asked {
+                Asked::Ours => {
+                    let holder = Holder::of_this_process(&Holder::parse(&text));
+                    let lock = Self { path, holder, file };
+                    lock.write()?;
+                    return Ok(lock);
+                }
+                Asked::Theirs => break,
+                Asked::Unclear => {
+                    drop(file);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
         }
-        let holder = Holder::of_this_process(&before);
-        let text = serde_json::to_string(&holder).unwrap_or_default();
-        file.set_len(0).at("write", &path)?;
-        let _start = file.seek(SeekFrom::Start(0)).at("write", &path)?;
-        file.write_all(text.as_bytes()).at("write", &path)?;
-        Ok(Self { path, holder, _file: file })
+        let holder = Holder::parse(&text).describe();
+        Err(Error::Locked { path: root.to_owned(), holder })
+    }
+
+    fn write(&self) -> Result<(), Error> {
+        let text = serde_json::to_string(&self.holder).unwrap_or_default();
+        self.file.set_len(0).at("write", &self.path)?;
+        self.file.write_all_at(text.as_bytes(), 0).at("write", &self.path)
+    }
+
+    /// Counts this holder behind one that is known of otherwise.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(in crate::job) fn outnumber(&mut self, generation: u64) -> Result<(), Error> {
+        if self.holder.generation > generation {
+            return Ok(());
+        }
+        self.holder.generation = generation.saturating_add(1);
+        self.write()
     }
 
     /// Counts the holders of this lock, this one included.
@@ -115,6 +148,41 @@ impl Lock {
         }
         let holder = now.map_or_else(|| "its lock file is gone".to_owned(), |now| now.describe());
         Err(Error::Locked { path: self.path.clone(), holder })
+    }
+}
+
+enum Asked {
+    Ours,
+    Theirs,
+    /// To be asked again.
+    Unclear,
+}
+
+/// Asks the system for a lock on a file that was opened by this name.
+fn ask(file: &File, path: &Path) -> Result<Asked, Error> {
+    let failed = |source| Error::Io { operation: "lock", path: path.to_owned(), source };
+    match file.try_lock() {
+        Ok(()) => {}
+        // A file system without locks: the check has to do.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(error)) if error.raw_os_error() == Some(libc::ENOLCK) => {}
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+        Err(TryLockError::WouldBlock) => {
+            return match file.try_lock_shared() {
+                // Somebody only looks whether it is held, which takes a moment.
+                Ok(()) => Ok(Asked::Unclear),
+                Err(TryLockError::WouldBlock) => Ok(Asked::Theirs),
+                Err(TryLockError::Error(source)) => Err(failed(source)),
+            };
+        }
+    }
+    // Who had it before may have removed the file meanwhile: nobody else would find this one.
+    let ours = file.metadata().at("examine", path)?;
+    match path.metadata() {
+        Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => Ok(Asked::Ours),
+        Ok(_) => Ok(Asked::Unclear),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Asked::Unclear),
+        Err(source) => Err(failed(source)),
     }
 }
 
@@ -176,5 +244,46 @@ mod tests {
         }
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         assert!(matches!(lock.check(), Err(Error::Locked { .. })));
+    }
+
+    #[test]
+    fn who_only_looks_does_not_hold_up_who_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let _joined = scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _anybody = holder(dir.path());
+                    }
+                });
+            }
+            let taken: Vec<_> =
+                (0..200).map(|_| Lock::take(dir.path(), dir.path()).map(drop)).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(taken.into_iter().all(|taken| taken.is_ok()));
+        });
+    }
+
+    #[test]
+    fn two_never_hold_it_also_where_its_file_is_removed_each_time() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, times) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                let _joined = scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        let Ok(lock) = Lock::take(dir.path(), dir.path()) else { continue };
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        lock.check().unwrap();
+                        times.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(times.into_inner() > 100);
     }
 }

@@ -1,5 +1,6 @@
 //! The staging directory: where an output grows until it is published.
 
+mod commit;
 mod files;
 mod lock;
 mod plan_file;
@@ -7,6 +8,7 @@ mod plan_file;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub(super) use commit::{clean, find_any, find_unpublished, was_published};
 pub(super) use files::entries;
 #[cfg(any(test, fuzzing))]
 pub(super) use lock::Holder;
@@ -15,8 +17,9 @@ pub(super) use plan_file::{Identity, InputIdentity, PlanFile, ShardName};
 
 use super::journal::{self, Journal, Record};
 use crate::engine::sink::{SinkError, Storage, durable};
-use crate::error::Error;
-use files::{known_files, make_dir, remove, target};
+use crate::error::{Error, IoContext};
+use commit::{free, sweep};
+use files::{known_files, make_dir, target};
 use lock::Lock;
 
 /// Room for side files, index and journal, beside the shards.
@@ -48,8 +51,6 @@ impl Place {
             Ok(meta) if !meta.is_dir() => return Err(taken()),
             Ok(_) => {}
         }
-        // A new file system has a lost+found.
-        let free = |name: &String| name == INSIDE || name == "lost+found";
         let empty = entries(out)?.iter().all(free);
         if (empty && !Place::Beside.root(out).exists()) || is_publishing(&Place::Inside.root(out)) {
             Ok(Place::Inside)
@@ -67,6 +68,14 @@ impl Place {
                 PathBuf::from(name)
             }
             Place::Inside => out.join(INSIDE),
+        }
+    }
+
+    /// The output that is staged in `root`.
+    pub(super) fn out(self, root: &Path) -> PathBuf {
+        match self {
+            Place::Beside => root.with_extension(""),
+            Place::Inside => durable::parent(root).to_owned(),
         }
     }
 }
@@ -123,40 +132,60 @@ impl<'a> Staging<'a> {
         restart: bool,
     ) -> Result<Self, Error> {
         let root = place.root(out);
-        let state = state_of(&root);
-        make_dir(storage, &root)?;
-        only_ours(&root)?;
-        durable::sync_dir(storage, durable::parent(&root))?;
-        make_dir(storage, &state)?;
-        let lock = Lock::take(&state, &root)?;
-        let begun = PlanFile::load(&state);
+        let lock = take_over(storage, &root)?;
         let mut staging = Self { storage, place, root, out: out.to_owned(), lock, plan };
-        let found = staging.look(begun.as_ref().ok().and_then(Option::as_ref))?;
-        // Without a plan or a record in the journal nothing is lost by starting afresh.
-        let text = journal::read(&state)?.unwrap_or_default();
-        let recorded = match &begun {
-            Ok(Some(plan)) => !journal::parse(&text, &plan.fingerprint()).is_empty(),
-            Ok(None) => false,
-            Err(_) => !text.is_empty(),
-        };
-        match begun {
-            Err(error) if recorded && !restart => return Err(error),
-            Ok(Some(begun)) if recorded && !restart => {
-                if let Some(what) = begun.identity.difference(&staging.plan.identity) {
-                    return Err(Error::OtherPlan { path: staging.root, what });
-                }
-                staging.plan = begun;
-            }
-            _ => {
-                remove(storage, &found)?;
-                staging.begin()?;
+        match staging.take_up(restart) {
+            Ok(()) => Ok(staging),
+            Err(error) => {
+                staging.leave_no_trace();
+                Err(error)
             }
         }
-        Ok(staging)
     }
 
-    /// Records what is being made, before anything of it is.
-    fn begin(&self) -> Result<(), Error> {
+    /// Goes on with what an earlier attempt has left, or begins.
+    fn take_up(&mut self, restart: bool) -> Result<(), Error> {
+        // Whoever had the lock before may have published.
+        if Place::of(&self.out)? != self.place {
+            return Err(Error::OutputExists { path: self.out.clone() });
+        }
+        let begun = PlanFile::load(&self.state());
+        let found = self.look(begun.as_ref().ok().and_then(Option::as_ref))?;
+        // Without a plan or a record in the journal nothing is lost by starting afresh.
+        let text = journal::read(&self.state())?.unwrap_or_default();
+        let begun = match begun {
+            Ok(Some(plan)) => plan,
+            Err(error) if !text.is_empty() && !restart => return Err(error),
+            _ => return self.begin(&found),
+        };
+        let records = journal::parse(&text, &begun.fingerprint());
+        let Some((last, _)) = records.last() else { return self.begin(&found) };
+        // The lock's file may have been lost, and records of a smaller generation would not count.
+        self.lock.outnumber(last.generation)?;
+        let differs = begun.identity.difference(&self.plan.identity);
+        let moved = last.publishing && entries(&self.model())?.is_empty();
+        match differs {
+            // A finished output is not touched.
+            Some(_) if moved => Err(Error::OutputExists { path: self.out.clone() }),
+            Some(what) if !restart => Err(Error::OtherPlan { path: self.root.clone(), what }),
+            _ if restart && last.publishing => {
+                self.withdraw(&begun)?;
+                let found = self.look(Some(&begun))?;
+                self.begin(&found)
+            }
+            _ if restart => self.begin(&found),
+            _ => {
+                self.plan = begun;
+                // It is gone if the output was published, and then taken away.
+                make_dir(self.storage, &self.model())?;
+                Ok(durable::sync_dir(self.storage, &self.root)?)
+            }
+        }
+    }
+
+    /// Removes what there is, and records what is being made, before anything of it is.
+    fn begin(&self, found: &[PathBuf]) -> Result<(), Error> {
+        self.empty(found)?;
         make_dir(self.storage, &self.model())?;
         let path = self.state().join(plan_file::FILE);
         durable::write_atomic(self.storage, &path, self.plan.render().as_bytes())?;
@@ -216,77 +245,46 @@ impl<'a> Staging<'a> {
         Ok(durable::sync_dir(self.storage, durable::parent(path))?)
     }
 
-    /// Publishes the finished files under the output's name and removes the staging directory.
-    ///
-    /// # Errors
-    /// [`Error::OutputExists`] if something has appeared there meanwhile; nothing is replaced.
-    pub(super) fn publish(self) -> Result<(), Error> {
-        let model = self.model();
-        durable::sync_dir(self.storage, &model)?;
-        self.check_lock()?;
-        match self.place {
-            Place::Beside => {
-                let renamed = durable::rename_noreplace(self.storage, &model, &self.out);
-                renamed.map_err(|error| match error {
-                    SinkError::Exists { path } => Error::OutputExists { path },
-                    error => error.into(),
-                })?;
-                durable::sync_dir(self.storage, durable::parent(&self.out))?;
-                durable::sync_dir(self.storage, &self.root)?;
-            }
-            Place::Inside => {
-                let mut journal = self.journal()?;
-                if !journal.last().is_some_and(|last| last.publishing) {
-                    let last = journal.last().cloned().unwrap_or_default();
-                    let Record { cursor, read, total, .. } = last;
-                    let news =
-                        Record { cursor, read, total, publishing: true, ..Record::default() };
-                    journal.append(self.record(news))?;
-                }
-                self.move_files()?;
-            }
-        }
-        drop(self.lock);
-        sweep(self.storage, &self.root);
-        Ok(())
-    }
-
-    /// Moves files to where they belong, those without which no loader starts last.
-    fn move_files(&self) -> Result<(), Error> {
-        let model = self.model();
-        let groups: [fn(&str) -> bool; 4] = [
-            |name| name.ends_with(".safetensors"),
-            |name| name != "config.json" && !name.ends_with(".index.json"),
-            |name| name == "config.json",
-            |_| true,
-        ];
-        for group in groups {
-            let names: Vec<String> = entries(&model)?.into_iter().filter(|n| group(n)).collect();
-            for name in &names {
-                durable::rename_noreplace(self.storage, &model.join(name), &self.out.join(name))?;
-            }
-            if !names.is_empty() {
-                durable::sync_dir(self.storage, &self.out)?;
-                durable::sync_dir(self.storage, &model)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Removes the directory after a failure before which nothing was recorded: there is nothing to
-    /// go on from. Otherwise it stays.
+    /// go on from. Otherwise it stays, and so it does if somebody else has begun to work here.
     pub(super) fn abandon(self) {
-        let unrecorded = self.journal().is_ok_and(|journal| journal.last().is_none());
-        if unrecorded
+        let ours = self.check_lock().is_ok();
+        if ours
+            && records(&self.root).is_ok_and(|records| records.is_empty())
             && let Ok(found) = self.look(None)
-            && remove(self.storage, &found).is_ok()
+            && self.empty(&found).is_ok()
         {
-            sweep(self.storage, &self.root);
+            sweep(self.storage, &self.root, Some(self.lock));
         }
     }
 
-    /// The files that an earlier attempt has left, all of which must be known. The journal comes first:
-    /// it must go before what it speaks of.
+    /// Removes the directory if there is nothing in it but what taking the lock has made.
+    fn leave_no_trace(self) {
+        let empty = |dir: &Path| {
+            entries(dir).is_ok_and(|names| names.iter().all(|name| name == lock::FILE))
+        };
+        if empty(&self.state()) && empty(&self.model()) && self.check_lock().is_ok() {
+            sweep(self.storage, &self.root, Some(self.lock));
+        }
+    }
+
+    /// Removes what [`Staging::look`] has found.
+    fn empty(&self, found: &[PathBuf]) -> Result<(), Error> {
+        for path in found {
+            // Without the plan nobody knows whose the others are.
+            if path.ends_with(plan_file::FILE) && self.model().exists() {
+                durable::sync_dir(self.storage, &self.model())?;
+            }
+            self.storage.remove_file(path).at("remove", path)?;
+            if path.ends_with(journal::FILE) {
+                durable::sync_dir(self.storage, &self.state())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that an earlier attempt has left, all of which must be known. The journal comes first: it must
+    /// go before what it speaks of. The plan, which names the others, comes last.
     fn look(&self, begun: Option<&PlanFile>) -> Result<Vec<PathBuf>, Error> {
         only_ours(&self.root)?;
         let made = |name: &str| {
@@ -296,10 +294,40 @@ impl<'a> Staging<'a> {
         let mut found = known_files(&self.state(), files::is_state)?;
         // The lock is this process's own.
         found.retain(|path| !path.ends_with(lock::FILE));
-        found.sort_by_key(|path| !path.ends_with(journal::FILE));
         found.extend(known_files(&self.model(), made)?);
+        found.sort_by_key(|path| match () {
+            () if path.ends_with(journal::FILE) => 0,
+            () if path.ends_with(plan_file::FILE) => 2,
+            () => 1,
+        });
         Ok(found)
     }
+}
+
+/// Makes a staging directory unless it is there, and locks it.
+fn take_over(storage: &dyn Storage, root: &Path) -> Result<Lock, Error> {
+    /// Somebody can be just sweeping up this often, and no more.
+    const TRIES: u32 = 100;
+    let state = state_of(root);
+    let mut tries = 0;
+    loop {
+        make_dir(storage, root)?;
+        only_ours(root)?;
+        durable::sync_dir(storage, durable::parent(root))?;
+        let made = make_dir(storage, &state).map_err(Error::from);
+        match made.and_then(|()| Lock::take(&state, root)) {
+            Err(error) if is_gone(&error) && tries < TRIES => tries += 1,
+            taken => return taken,
+        }
+    }
+}
+
+/// Whether an operation failed because a file or directory is not there.
+fn is_gone(error: &Error) -> bool {
+    let (Error::Io { source, .. } | Error::Sink(SinkError::Io { source, .. })) = error else {
+        return false;
+    };
+    source.kind() == std::io::ErrorKind::NotFound
 }
 
 /// Demands that there is nothing in a staging directory but its two rooms.
@@ -308,43 +336,6 @@ fn only_ours(root: &Path) -> Result<(), Error> {
         Some(name) => Err(Error::Foreign { path: root.join(name) }),
         None => Ok(()),
     }
-}
-
-/// Removes what publishing leaves. The output is complete; what stays is litter, and failing now would be
-/// a lie.
-fn sweep(storage: &dyn Storage, root: &Path) {
-    let (state, model) = (state_of(root), model_of(root));
-    let names = entries(&state).unwrap_or_default();
-    for name in names.iter().filter(|name| files::is_state(name)) {
-        let _litter = storage.remove_file(&state.join(name));
-    }
-    for dir in [&state, &model, root] {
-        let _litter = storage.remove_dir(dir);
-    }
-}
-
-/// If an earlier attempt was stopped after everything was published: removes its litter, and tells so.
-///
-/// `is_ours` says whether `out` holds what would be made.
-///
-/// # Errors
-/// What the disk says: the output's name must be durable before what it could be made from again goes.
-pub(super) fn was_published(
-    storage: &dyn Storage,
-    out: &Path,
-    is_ours: impl Fn() -> bool,
-) -> Result<bool, Error> {
-    for place in [Place::Beside, Place::Inside] {
-        let root = place.root(out);
-        let moved = root.exists() && entries(&model_of(&root)).is_ok_and(|names| names.is_empty());
-        if moved && holder(&state_of(&root)).is_none() && is_ours() {
-            let named = if place == Place::Beside { durable::parent(out) } else { out };
-            durable::sync_dir(storage, named)?;
-            sweep(storage, &root);
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Bytes that an earlier attempt at `out` holds on the disk.
@@ -363,26 +354,4 @@ pub(super) fn find(path: &Path) -> Option<(Place, PathBuf)> {
     }
     let places = [Place::Beside, Place::Inside].into_iter();
     places.map(|place| (place, place.root(path))).find(|(_, root)| is_root(root))
-}
-
-/// Removes a staging directory that nobody works in; returns the bytes that were in it. Nothing is removed
-/// if there is anything in it that its plan does not name.
-///
-/// # Errors
-/// [`Error::Locked`], [`Error::Foreign`], [`Error::Damaged`].
-pub(super) fn clean(storage: &dyn Storage, place: Place, root: PathBuf) -> Result<u64, Error> {
-    let state = state_of(&root);
-    let lock = Lock::take(&state, &root)?;
-    let Some(plan) = PlanFile::load(&state)? else { return Ok(0) };
-    let out = PathBuf::new();
-    let staging = Staging { storage, place, root, out, lock, plan };
-    let found = staging.look(None)?;
-    let bytes = found.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum();
-    remove(storage, &found)?;
-    sweep(storage, &staging.root);
-    if staging.root.exists() {
-        return Err(Error::Foreign { path: staging.root });
-    }
-    durable::sync_dir(storage, durable::parent(&staging.root))?;
-    Ok(bytes)
 }
