@@ -189,3 +189,25 @@ fn two_that_begin_at_once_do_not_harm_each_other() {
         scene.finished(dir.path()).unwrap();
     }
 }
+
+#[test]
+fn what_was_begun_with_another_selection_is_refused_by_name() {
+    use crate::method::Strategy::{Fused, Radix};
+    let scene = Scene::new(Scope::Model, false);
+    let all = calls(&scene).len();
+    for (begun, now, word) in [(Fused, Radix, "fused"), (Radix, Fused, "radix")] {
+        let with = |strategy| Settings { strategy, ..Scene::settings() };
+        for before in (20..all).step_by(9) {
+            let dir = scene.place();
+            kill(&scene, dir.path(), with(begun), before);
+            match scene.run(dir.path(), with(now), RealDisk, &Heard::default()) {
+                Ok(_) => scene.finished(dir.path()).unwrap(),
+                Err(Error::OtherPlan { what, .. }) => {
+                    assert!(what.contains(&format!("--selection {word}")), "{what}");
+                    finish(&scene, dir.path(), with(begun));
+                }
+                Err(error) => panic!("stopped before call {before}: {error}"),
+            }
+        }
+    }
+}

@@ -20,6 +20,8 @@ mod extents;
 mod failpoint;
 #[cfg(test)]
 mod filling;
+#[cfg(test)]
+mod flips;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod inputs;
@@ -60,7 +62,7 @@ use crate::kernel::{self, Kernels};
 use crate::method::{Method, registry};
 use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
-use crate::recipe::{Recipe, Settings};
+use crate::recipe::{Recipe, Settings, Words};
 use staging::{Place, PlanFile};
 
 /// A merge that is planned and has not begun.
@@ -231,6 +233,7 @@ impl Job {
             identity: staging::Identity {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
+                selection: self.settings.strategy.word().to_owned(),
                 inputs: inputs.collect(),
             },
             shards: shards

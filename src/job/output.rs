@@ -155,13 +155,12 @@ impl<'a> Output<'a> {
     fn settle(&mut self, k: usize) -> Result<(), SinkError> {
         let (name, part) = (self.name(k), self.part(k));
         if matches!(self.shards[k].state, State::Done(_)) {
-            return match name.metadata() {
-                Ok(meta) if meta.len() == self.layout.shards[k].len => Ok(()),
-                _ => Err(SinkError::Damaged {
-                    path: name,
-                    offset: 0,
-                    len: self.layout.shards[k].len,
-                }),
+            let len = self.layout.shards[k].len;
+            let whole = name.metadata().is_ok_and(|meta| meta.len() == len);
+            return if whole && self.has_header(k)? {
+                Ok(())
+            } else {
+                Err(SinkError::Damaged { path: name, offset: 0, len })
             };
         }
         // It got its final name, and then there was a crash, or its records were taken back.
@@ -169,6 +168,20 @@ impl<'a> Output<'a> {
             durable::rename_noreplace(self.storage, &name, &part)?;
         }
         Ok(())
+    }
+
+    /// Whether a whole shard begins with its header, of which no record speaks.
+    fn has_header(&self, k: usize) -> Result<bool, SinkError> {
+        let header = &self.layout.shards[k].header;
+        let mut hasher = blake3::Hasher::new();
+        let read = read_back(&self.name(k), 0..header.len() as u64, |bytes| {
+            hasher.update(bytes);
+        });
+        match read {
+            Ok(()) => Ok(hasher.finalize() == blake3::hash(header)),
+            Err(SinkError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads back the beginning of an extent, to go on with its hash.

@@ -37,7 +37,7 @@ pub(in crate::job) struct ShardName {
     pub(in crate::job) bytes: u64,
 }
 
-/// Everything that decides the bytes of an output.
+/// Everything that decides the bytes of an output, and what saved states mean.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::job) struct Identity {
@@ -45,6 +45,8 @@ pub(in crate::job) struct Identity {
     pub(in crate::job) version: String,
     /// The recipe, with absolute paths.
     pub(in crate::job) recipe: String,
+    /// How order statistics are found: changes no byte of the output, but what folds gather.
+    pub(in crate::job) selection: String,
     /// All input files.
     pub(in crate::job) inputs: Vec<InputIdentity>,
 }
@@ -75,6 +77,10 @@ impl Identity {
                     format!("its recipe says `{}` and this one `{}`", begun.trim(), now.trim())
                 },
             ));
+        }
+        if self.selection != now.selection {
+            let (begun, now) = (&self.selection, &now.selection);
+            return Some(format!("it was begun with --selection {begun}, and this is {now}"));
         }
         let changed = self.inputs.iter().zip(&now.inputs).find_map(|(a, b)| a.difference(b));
         let other_files = || "its inputs have other files".to_owned();
@@ -165,6 +171,7 @@ mod tests {
             identity: Identity {
                 version: "1.2.3".to_owned(),
                 recipe: "merge_method: pcb\nkeep: 0.1\n".to_owned(),
+                selection: "fused".to_owned(),
                 inputs: vec![input],
             },
             shards: vec![ShardName { file: "model.safetensors".to_owned(), bytes: 5 }],
@@ -197,6 +204,7 @@ mod tests {
         };
         assert!(differs(|now| now.version = "2".to_owned()).contains("reflow 1.2.3"));
         assert!(differs(|now| now.recipe = now.recipe.replace("0.1", "0.2")).contains("keep: 0.2"));
+        assert!(differs(|now| now.selection = "radix".to_owned()).contains("--selection fused"));
         assert!(differs(|now| now.inputs[0].bytes = 78).contains("its size was 77 and is 78"));
         assert!(
             differs(|now| now.inputs[0].mtime_ns = "1".to_owned()).contains("modification time")
