@@ -26,6 +26,8 @@ mod flips;
 pub(crate) mod fuzzing;
 mod inputs;
 mod journal;
+#[cfg(test)]
+mod machine;
 mod manifest;
 #[cfg(test)]
 mod meddler;

@@ -23,7 +23,9 @@ use fates::fates;
 use recorder::Recorder;
 
 use super::scene::{Heard, Random, Scene, empty_dir, files, full_effort};
-use crate::recipe::Scope;
+use super::staging;
+use crate::error::Error;
+use crate::recipe::{Scope, Settings};
 
 /// What a run has done.
 struct Run {
@@ -78,6 +80,33 @@ fn run(scene: &Scene, root: &Path) -> Result<Run, String> {
     let done = scene.run(root, Scene::settings(), recorder.clone(), &heard);
     done.map_err(|e| e.to_string())?;
     Ok(Run { start, log: recorder.log(), before: heard.before() })
+}
+
+/// Runs a merge and cuts the power at some moment of it. Tells how much of all work must be found done then.
+///
+/// # Errors
+/// That of a merge that is refused; nothing is cut then.
+pub(super) fn cut_once(
+    scene: &Scene,
+    root: &Path,
+    settings: Settings,
+    heard: &Heard,
+    random: &mut Random,
+) -> Result<f64, Error> {
+    let recorder = Recorder::new(root);
+    let start = recorder.disk();
+    scene.run(root, settings, recorder.clone(), heard)?;
+    let run = Run { start, log: recorder.log(), before: heard.before() };
+    let cut = random.below(run.log.len() + 1);
+    let loose = unsynced(&run.log, cut);
+    let changes: Vec<&Op> = loose.iter().map(|&i| &run.log[i]).collect();
+    let ways = fates(&changes, 2, random);
+    let image = image(&run.start, &run.log[..cut], &loose, &ways[random.below(ways.len())]);
+    for name in staging::entries(root)? {
+        std::fs::remove_dir_all(root.join(name)).unwrap();
+    }
+    image.store(root);
+    Ok(run.claims(&run.log)[cut])
 }
 
 /// Looks at what a power cut has left, and runs the merge on it.
