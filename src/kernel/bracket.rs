@@ -14,7 +14,7 @@ pub use joint::{Joint, Member, SHORT, Space, mark_rows};
 
 pub(super) use joint::judge_together;
 
-use super::math::{EXP_SHORT, exp, exp_short, tanh_all};
+use super::math::{EXP_SHORT, TanhForm, exp, exp_short, tanh, tanh_all, tanh_to_one};
 use super::pcb::{Bounds, SHIFT_ABOVE};
 
 /// The element's score may lie on either side of the threshold.
@@ -62,34 +62,90 @@ pub struct Judged {
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     product: Vec<f32>,
-    inter: Vec<f32>,
+}
+
+/// Elements worked on at a time: few enough to have much in common.
+const CHUNK: usize = 256;
+
+impl Guess {
+    /// A bound for exp(slack) - 1 of all elements whose exponents are at most this.
+    #[inline(always)]
+    fn most_slack(&self, exponent: f32) -> f32 {
+        let moved = self.pivot.abs().max((exponent - self.pivot).abs());
+        let moved = if exponent < self.edge { moved } else { moved.max(self.far) };
+        let slack = moved * self.reach + self.lean + self.guard;
+        slack + slack * slack
+    }
+
+    /// Whether elements are sure to be below the threshold, and not the largest, with exponents and magnitudes
+    /// of inter terms up to these. `doubt` is what these may be off by.
+    #[inline(always)]
+    fn is_above_all(&self, exponent: f32, inter: f32, doubt: f32) -> bool {
+        let most = exp_short(exponent) * (inter + doubt) * (1.0 + self.most_slack(exponent));
+        // Many times what rounding does to this and to single elements. Not so for NaN.
+        most * 1.001 + 1e-43 < if self.low < self.top { self.low } else { self.top }
+    }
+
+    /// z in the middle for a magnitude.
+    #[inline(always)]
+    fn normed(&self, magnitude: f32) -> f32 {
+        (self.middle.clamped(magnitude) - self.middle.lo) * (1.0 / self.middle.width())
+    }
 }
 
 /// Judges the elements of one expert by its task vector and the sum of all experts' (`pcb_scores`
 /// with `Inter::Raw`). Adds flags; elements of score zero get none.
+///
+/// Chunks of small changes are decided as a whole: their zeros are among those below then.
 #[inline(always)]
 pub(super) fn judge(
     factor: f32,
     tau: &[f32],
     sum: &[f32],
     guess: &Guess,
-    rows: &mut Rows,
     flags: &mut [u32],
 ) -> Judged {
-    let len = tau.len();
-    rows.product.resize(len, 0.0);
-    rows.inter.resize(len, 0.0);
-    let (product, inter) = (&mut rows.product[..len], &mut rows.inter[..len]);
-    for ((product, tau), sum) in product.iter_mut().zip(tau).zip(sum) {
-        *product = tau * sum;
+    let mut judged = Judged::default();
+    let mut inter = [0.0; CHUNK];
+    let chunks = tau.chunks(CHUNK).zip(sum.chunks(CHUNK)).zip(flags.chunks_mut(CHUNK));
+    for ((tau, sum), flags) in chunks {
+        let inter = &mut inter[..tau.len()];
+        let (mut most, mut largest) = (0, 0);
+        for ((inter, tau), sum) in inter.iter_mut().zip(tau).zip(sum) {
+            *inter = tau * sum;
+            most = most.max(inter.to_bits() & 0x7fff_ffff);
+            largest = largest.max(tau.to_bits() & 0x7fff_ffff);
+        }
+        let z = guess.normed(f32::from_bits(largest));
+        if guess.is_above_all(factor * (z * z), f32::from_bits(most), 0.0) {
+            judged.below += tau.len() as u32;
+            continue;
+        }
+        match TanhForm::for_magnitudes_to(most) {
+            TanhForm::Identity => {}
+            TanhForm::ToOne => inter.iter_mut().for_each(|x| *x = tanh_to_one(*x)),
+            TanhForm::Full => inter.iter_mut().for_each(|x| *x = tanh(*x)),
+        }
+        judge_chunk(factor, tau, inter, guess, flags, &mut judged);
     }
-    tanh_all(product, inter);
+    judged
+}
+
+#[inline(always)]
+fn judge_chunk(
+    factor: f32,
+    tau: &[f32],
+    inter: &[f32],
+    guess: &Guess,
+    flags: &mut [u32],
+    judged: &mut Judged,
+) {
     let Guess { middle, low, high, pivot, reach, lean, guard, edge, far, top } = *guess;
     let (lo, hi, scale) = (middle.lo, middle.hi, 1.0 / middle.width());
     // z is at most 1, and no more experts than this are judged.
     const { assert!(SHIFT_ABOVE as f32 <= EXP_SHORT) };
-    let mut judged = Judged::default();
-    for ((flag, &x), &tau) in flags.iter_mut().zip(&*inter).zip(tau) {
+    let (mut under, mut zeros, mut largest) = (0, 0, judged.largest);
+    for ((flag, &x), &tau) in flags.iter_mut().zip(inter).zip(tau) {
         let magnitude = tau.abs();
         let raised = if magnitude < lo { lo } else { magnitude };
         let z = (if raised > hi { hi } else { raised } - lo) * scale;
@@ -102,14 +158,14 @@ pub(super) fn judge(
         let below = score + slack < low;
         let above = score - slack > high;
         let zero = x == 0.0;
-        judged.below += u32::from(below);
-        judged.zeros += u32::from(zero);
-        judged.largest = judged.largest.max(score.to_bits() & 0x7fff_ffff);
+        under += u32::from(below);
+        zeros += u32::from(zero);
+        largest = largest.max(score.to_bits() & 0x7fff_ffff);
         let open = u32::from(!(below | above | zero)) * UNDECIDED;
         let near = u32::from(!zero) & u32::from(score >= top);
         *flag |= open | (near * TOP);
     }
-    judged
+    *judged = Judged { below: judged.below + under, zeros: judged.zeros + zeros, largest };
 }
 
 /// Counts magnitude keys below `from`, and flags those in `from..=to` by `bit`.

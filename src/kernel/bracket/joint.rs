@@ -18,13 +18,14 @@
 //! its linear part, and k. What the inter term may be off in the middle by is then, since tanh has no slope above 1,
 //!
 //! ```text
-//! c: |tau_i| C + bend t min(1, curve t^2)            t = |tau_i| (sum z^ + sum shift)
+//! c: |tau_i| C + bend curve t^3                      t = |tau_i| (sum z^ + sum shift)
 //! d: z^_i C + cubic z^_i^3 sum z^^3 + (stretch^3 shift_i + clip_i) (sum z^ + sum shift)
 //! ```
 //! The second terms are what tanh(k x) and k tanh(x) differ by (at most |ln k| min(1, 2/3 (k x)^2) of the latter), in d also
 //! what the slope differs from 1 by (at most x^2); clip_i = sway_i stretch^4 where own clamping may set in. The factor exp(n z_i^2)
 //! is treated as for one product. Rounding, and the shortened tanh of d, are in the coefficient of z^.
 
+use super::super::keys::max_magnitude_bits;
 use super::super::math::{EXP_SHORT, TanhForm, exp_short, tanh, tanh_to_one};
 use super::super::pcb::SHIFT_ABOVE;
 use super::{Guess, Judged};
@@ -97,6 +98,14 @@ struct Sums {
     cubes: [f32; CHUNK],
     /// C.
     drift: [f32; CHUNK],
+    /// The largest of the last three.
+    most: [f32; 3],
+}
+
+/// The largest magnitude; NaN if there is one.
+#[inline(always)]
+fn most(values: &[f32]) -> f32 {
+    f32::from_bits(max_magnitude_bits(values))
 }
 
 /// Judges the elements of all experts. `marks` holds [`mark_rows`] rows of the block's length; marks are added.
@@ -115,11 +124,14 @@ pub(in super::super) fn judge_together(
         magnitude: [0.0; CHUNK],
         cubes: [0.0; CHUNK],
         drift: [0.0; CHUNK],
+        most: [0.0; 3],
     };
+    let mut terms = Terms { inter: [0.0; CHUNK], doubt: [0.0; CHUNK] };
     let (any, bits) = marks.split_at_mut(len);
     for at in (0..len).step_by(CHUNK) {
         let here = CHUNK.min(len - at);
         sum_up(joint, taus, at, here, &mut space.signed, &mut sums);
+        sums.most = [&sums.magnitude, &sums.cubes, &sums.drift].map(|row| most(&row[..here]));
         let rows = joint.members.iter().zip(space.signed.chunks(CHUNK)).zip(taus);
         for (i, (((member, signed), tau), judged)) in rows.zip(judged.iter_mut()).enumerate() {
             if !member.wanted {
@@ -134,7 +146,11 @@ pub(in super::super) fn judge_together(
                 signed: &signed[..here],
                 sums: &sums,
             };
-            chunk.judge(&mut any[at..at + here], bits, judged);
+            if chunk.is_below() {
+                judged.below += here as u32;
+                continue;
+            }
+            chunk.judge(&mut terms, &mut any[at..at + here], bits, judged);
         }
     }
 }
@@ -149,7 +165,7 @@ fn sum_up(
     sums: &mut Sums,
 ) {
     let shifts = joint.members.iter().map(|member| member.shift).sum::<f32>();
-    let Sums { powers, magnitude, cubes, drift } = sums;
+    let Sums { powers, magnitude, cubes, drift, .. } = sums;
     let [first, third, fifth, seventh, ninth] = powers;
     first[..len].fill(0.0);
     magnitude[..len].fill(shifts);
@@ -199,6 +215,12 @@ fn sum_up(
     }
 }
 
+/// Inter terms of one expert in the middle, and what they may be off by.
+struct Terms {
+    inter: [f32; CHUNK],
+    doubt: [f32; CHUNK],
+}
+
 /// The elements of one expert in a chunk.
 struct Own<'a> {
     joint: &'a Joint,
@@ -210,12 +232,33 @@ struct Own<'a> {
 }
 
 impl Own<'_> {
+    /// Whether small changes leave no doubt about any element.
     #[inline(always)]
-    fn judge(&self, any: &mut [u32], bits: &mut [u32], judged: &mut Judged) {
+    fn is_below(&self) -> bool {
+        let (joint, member) = (self.joint, self.member);
+        let [magnitude, cubes, drift] = self.sums.most;
+        let z = most(self.signed);
+        let (inter, doubt) = if joint.pairs {
+            let own = joint.stretch * joint.stretch * joint.stretch * member.shift + member.clip;
+            // The short tanh is below 1.001 x.
+            let cubic = joint.cubic * (z * z * z) * cubes;
+            (1.001 * z * magnitude, z * drift + cubic + own * magnitude)
+        } else {
+            let tau = most(self.tau);
+            let t = tau * magnitude;
+            (t, tau * drift + joint.bend * joint.curve * (t * t * t))
+        };
+        let factor = joint.members.len() as f32;
+        member.guess.is_above_all(factor * (z * z), inter, doubt + 1e-44)
+    }
+
+    #[inline(always)]
+    fn judge(&self, terms: &mut Terms, any: &mut [u32], bits: &mut [u32], judged: &mut Judged) {
         let Joint { pairs, stretch, bend, curve, cubic, .. } = *self.joint;
-        let Sums { powers, magnitude, cubes, drift } = self.sums;
+        let Sums { powers, magnitude, cubes, drift, .. } = self.sums;
         let len = self.tau.len();
-        let (mut inter, mut doubt) = ([0.0; CHUNK], [0.0; CHUNK]);
+        let Terms { inter, doubt } = terms;
+        let (inter, doubt) = (&mut inter[..len], &mut doubt[..len]);
         if pairs {
             let [first, third, fifth, seventh, ninth] = powers;
             let [c1, c3, c5, c7, c9] = TANH;
@@ -247,18 +290,17 @@ impl Own<'_> {
             }
             match TanhForm::for_magnitudes_to(largest) {
                 TanhForm::Identity => {}
-                TanhForm::ToOne => inter[..len].iter_mut().for_each(|x| *x = tanh_to_one(*x)),
-                TanhForm::Full => inter[..len].iter_mut().for_each(|x| *x = tanh(*x)),
+                TanhForm::ToOne => inter.iter_mut().for_each(|x| *x = tanh_to_one(*x)),
+                TanhForm::Full => inter.iter_mut().for_each(|x| *x = tanh(*x)),
             }
             for ((doubt, tau), (magnitude, drift)) in
                 doubt.iter_mut().zip(self.tau).zip(magnitude.iter().zip(drift))
             {
                 let t = tau.abs() * magnitude;
-                let square = curve * (t * t);
-                *doubt = tau.abs() * drift + bend * t * if square < 1.0 { square } else { 1.0 };
+                *doubt = tau.abs() * drift + bend * curve * (t * t * t);
             }
         }
-        self.compare(&inter[..len], &doubt[..len], any, bits, judged);
+        self.compare(inter, doubt, any, bits, judged);
     }
 
     /// From inter terms in the middle and what they may be off by.
