@@ -59,6 +59,11 @@ impl World<'_> {
             let still = holds(&there, &self.scenes[whole].expected);
             return if still { Ok(()) } else { Err("the output has changed".to_owned()) };
         }
+        // Of the staging directory there may be any part left.
+        if holds(&there, &self.scenes[who.recipe].expected) {
+            (self.whole, self.begun) = (Some(who.recipe), None);
+            return Ok(());
+        }
         let root = staging::find(&out).map(|(_, root)| root);
         let plan =
             root.as_ref().and_then(|root| staging::PlanFile::load(&staging::state_of(root)).ok());
@@ -75,10 +80,6 @@ impl World<'_> {
                 return Err("another merge was begun in its place".to_owned());
             }
             _ => {}
-        }
-        if owner == who && holds(&there, &self.scenes[who.recipe].expected) {
-            (self.whole, self.begun) = (Some(who.recipe), None);
-            return Ok(());
         }
         let records = root.map(|root| staging::records(&root).map_err(|e| e.to_string()));
         let records = records.transpose()?.unwrap_or_default();
