@@ -1,14 +1,14 @@
 //! Exact selection of one rank by dividing a range of keys again and again.
 
 /// Bins per step.
-const BINS: u32 = 1 << 16;
+const BINS: u64 = 1 << 16;
 
 /// Finds the key at a rank, given a range that should hold it, in one pass for each 16 bits of the
 /// range's width. Tells for certain if the key lies outside.
 #[derive(Clone, Debug)]
 pub struct Ladder {
-    from: u32,
-    to: u32,
+    from: u64,
+    to: u64,
     /// Rank among all keys.
     rank: u64,
     /// Keys below the range.
@@ -21,7 +21,7 @@ pub struct Ladder {
 #[derive(Clone, Debug)]
 pub enum Rung {
     /// The key.
-    Found(u32),
+    Found(u64),
     /// It is not in the range.
     Outside,
     /// Another pass over the same keys is needed.
@@ -30,7 +30,7 @@ pub enum Rung {
 
 impl Ladder {
     /// Looks for the key at `rank` (from 0), in `from..=to`.
-    pub fn new((from, to): (u32, u32), rank: u64) -> Self {
+    pub fn new((from, to): (u64, u64), rank: u64) -> Self {
         let width = to.saturating_sub(from);
         let mut shift = 0;
         while width >> shift >= BINS {
@@ -41,7 +41,7 @@ impl Ladder {
     }
 
     /// Counts a key so many times.
-    pub fn add(&mut self, key: u32, times: u64) {
+    pub fn add(&mut self, key: u64, times: u64) {
         if key < self.from {
             self.below += times;
         } else if key <= self.to {
@@ -52,7 +52,7 @@ impl Ladder {
     /// Ends the pass.
     pub fn finish(self) -> Rung {
         let Some(mut rest) = self.rank.checked_sub(self.below) else { return Rung::Outside };
-        for (bin, &count) in (0u32..).zip(&self.bins) {
+        for (bin, &count) in (0u64..).zip(&self.bins) {
             if rest < count {
                 let from = self.from + (bin << self.shift);
                 if self.shift == 0 {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn select(keys: &[u32], range: (u32, u32), rank: u64) -> Option<u32> {
+    fn select(keys: &[u64], range: (u64, u64), rank: u64) -> Option<u64> {
         let mut ladder = Ladder::new(range, rank);
         loop {
             keys.iter().for_each(|&key| ladder.add(key, 1));
@@ -87,8 +87,11 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_a_sort_finds_in_any_range(
-            mut keys in prop::collection::vec(prop_oneof![any::<u32>(), 0u32..40, Just(u32::MAX)], 1..300),
-            ends in (any::<u32>(), prop_oneof![any::<u32>(), Just(u32::MAX)]),
+            mut keys in prop::collection::vec(prop_oneof![any::<u64>(), 0u64..40, any::<u32>().prop_map(u64::from), Just(u64::MAX)], 1..300),
+            ends in (
+                prop_oneof![any::<u64>(), any::<u32>().prop_map(u64::from)],
+                prop_oneof![any::<u64>(), any::<u32>().prop_map(u64::from), Just(u64::MAX)],
+            ),
             rank in 0u64..310,
         ) {
             let range = (ends.0.min(ends.1), ends.0.max(ends.1));

@@ -1,6 +1,6 @@
 //! The same selection on several rows of keys at once, with the largest key of each.
 
-use super::{Counts, Reader, Selector, Writer};
+use super::{Counts, Reader, Selector, Standing, Writer};
 
 /// Selects ranks in each of several rows of equally many keys, in one or two passes.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct RowCounts {
 pub struct Ranked {
     /// The keys at the wanted ranks; 0 where there are no keys.
     pub values: Vec<u32>,
+    /// How these ranks stand among equal keys.
+    pub standings: Vec<Standing>,
     /// The largest key; 0 where there are none.
     pub largest: u32,
 }
@@ -37,7 +39,23 @@ pub enum Selected {
 impl RowSelection {
     /// Starts the selection of `ranks` (from 0) in each of `rows` rows of `total` keys.
     pub fn new(rows: usize, total: u64, ranks: Vec<u64>) -> Self {
-        Self { selectors: vec![Selector::new(total, ranks); rows], largest: None }
+        Self::each(total, vec![ranks; rows])
+    }
+
+    /// Starts the selection of other ranks in each row. A row of which none is wanted costs nothing.
+    pub fn each(total: u64, ranks: Vec<Vec<u64>>) -> Self {
+        let selectors = ranks.into_iter().map(|ranks| Selector::new(total, ranks)).collect();
+        Self { selectors, largest: None }
+    }
+
+    /// Wants other ranks in a row, at least one; until the first pass has been absorbed.
+    pub fn rerank(&mut self, row: usize, ranks: Vec<u64>) {
+        self.selectors[row].rerank(ranks);
+    }
+
+    /// Whether nothing is left to be found in a row.
+    pub fn is_settled(&self, row: usize) -> bool {
+        self.selectors[row].values().is_some()
     }
 
     /// Whether this is the first pass.
@@ -83,7 +101,8 @@ impl RowSelection {
         }
         let found = self.selectors.iter().zip(largest).map(|(selector, largest)| {
             let values = selector.values().unwrap_or_default().to_vec();
-            Ranked { values, largest }
+            let standings = selector.standings().unwrap_or_default().to_vec();
+            Ranked { values, standings, largest }
         });
         Selected::Found(found.collect())
     }

@@ -37,7 +37,16 @@ enum Stage {
     First,
     /// Upper half of each wanted key, and its rank among the keys with that upper half.
     Second(Vec<(u16, u64)>),
-    Done(Vec<u32>),
+    Done(Vec<u32>, Vec<Standing>),
+}
+
+/// How a rank stands among the keys that are equal to the one found there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Equal keys of lower rank.
+    pub before: u64,
+    /// Equal keys in all, that at the rank included.
+    pub equal: u64,
 }
 
 /// What one pass has counted. Mergeable: [`Counts::merge`] in any order gives the same counts.
@@ -55,9 +64,17 @@ impl Selector {
     /// Starts a selection of `ranks` among `total` keys. Ranks past the end mean the last key.
     pub fn new(total: u64, ranks: Vec<u64>) -> Self {
         let last = total.saturating_sub(1);
-        let ranks = ranks.into_iter().map(|rank| rank.min(last)).collect();
-        let stage = if total == 0 { Stage::Done(Vec::new()) } else { Stage::First };
+        let ranks: Vec<u64> = ranks.into_iter().map(|rank| rank.min(last)).collect();
+        let nothing = total == 0 || ranks.is_empty();
+        let stage = if nothing { Stage::Done(Vec::new(), Vec::new()) } else { Stage::First };
         Self { total, ranks, stage }
+    }
+
+    /// Wants other ranks. Without effect after the first pass.
+    pub fn rerank(&mut self, ranks: Vec<u64>) {
+        if matches!(self.stage, Stage::First) {
+            *self = Self::new(self.total, ranks);
+        }
     }
 
     /// An empty count for the coming pass.
@@ -71,7 +88,7 @@ impl Selector {
                 prefixes.dedup();
                 Counts::Low(prefixes.into_iter().map(|p| (p, vec![0; BINS].into())).collect())
             }
-            Stage::Done(_) => Counts::Low(Vec::new()),
+            Stage::Done(..) => Counts::Low(Vec::new()),
         }
     }
 
@@ -80,7 +97,14 @@ impl Selector {
         self.stage = match (&self.stage, counts) {
             (Stage::First, Counts::Keys(mut keys)) => {
                 keys.sort_unstable();
-                Stage::Done(self.ranks.iter().map(|&r| keys[r as usize]).collect())
+                let found = self.ranks.iter().map(|&rank| {
+                    let key = keys[rank as usize];
+                    let from = keys.partition_point(|&other| other < key) as u64;
+                    let to = keys.partition_point(|&other| other <= key) as u64;
+                    (key, Standing { before: rank - from, equal: to - from })
+                });
+                let (values, standings) = found.unzip();
+                Stage::Done(values, standings)
             }
             (Stage::First, Counts::High(bins)) => Stage::Second(
                 self.ranks
@@ -91,18 +115,18 @@ impl Selector {
                     })
                     .collect(),
             ),
-            (Stage::Second(wanted), Counts::Low(tables)) => Stage::Done(
-                wanted
-                    .iter()
-                    .map(|&(prefix, rank)| {
-                        let low = tables
-                            .iter()
-                            .find(|(p, _)| *p == prefix)
-                            .map_or(0, |(_, bins)| locate(bins, rank).0);
-                        u32::from(prefix) << 16 | low as u32
-                    })
-                    .collect(),
-            ),
+            (Stage::Second(wanted), Counts::Low(tables)) => {
+                let found = wanted.iter().map(|&(prefix, rank)| {
+                    let table = tables.iter().find(|(p, _)| *p == prefix);
+                    let (low, before, equal) = table.map_or((0, 0, 0), |(_, bins)| {
+                        let (low, before) = locate(bins, rank);
+                        (low, before, bins[low])
+                    });
+                    (u32::from(prefix) << 16 | low as u32, Standing { before, equal })
+                });
+                let (values, standings) = found.unzip();
+                Stage::Done(values, standings)
+            }
             (stage, _) => stage.clone(),
         };
     }
@@ -110,7 +134,15 @@ impl Selector {
     /// The keys at the wanted ranks, once known.
     pub fn values(&self) -> Option<&[u32]> {
         match &self.stage {
-            Stage::Done(values) => Some(values),
+            Stage::Done(values, _) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// How the wanted ranks stand among equal keys, once known.
+    pub fn standings(&self) -> Option<&[Standing]> {
+        match &self.stage {
+            Stage::Done(_, standings) => Some(standings),
             _ => None,
         }
     }
@@ -217,6 +249,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn select(keys: &[u32], ranks: &[u64], parts: usize, total: u64) -> Vec<u32> {
+        let selector = selected(keys, ranks, parts, total);
+        selector.values().unwrap().to_vec()
+    }
+
+    fn selected(keys: &[u32], ranks: &[u64], parts: usize, total: u64) -> Selector {
         let mut selector = Selector::new(total, ranks.to_vec());
         while selector.values().is_none() {
             let mut merged = selector.empty();
@@ -227,12 +264,13 @@ mod tests {
             }
             selector.absorb(merged);
         }
-        selector.values().unwrap().to_vec()
+        selector
     }
 
     #[test]
     fn nothing_to_select_from_is_done_at_once() {
         assert_eq!(Selector::new(0, vec![0]).values(), Some(&[][..]));
+        assert_eq!(Selector::new(9, vec![]).values(), Some(&[][..]));
     }
 
     #[test]
@@ -268,9 +306,16 @@ mod tests {
                 keys.resize(SMALL as usize + 10, u32::MAX);
             }
             let total = keys.len() as u64;
-            let found = select(&keys, &[rank, 0], parts, total);
+            let found = selected(&keys, &[rank, 0], parts, total);
             keys.sort_unstable();
-            prop_assert_eq!(found, vec![keys[rank as usize], keys[0]]);
+            let key = keys[rank as usize];
+            prop_assert_eq!(found.values(), Some(&[key, keys[0]][..]));
+            let count = |test: &dyn Fn(u32) -> bool| keys.iter().filter(|&&k| test(k)).count() as u64;
+            let standing = Standing {
+                before: rank - count(&|other| other < key),
+                equal: count(&|other| other == key),
+            };
+            prop_assert_eq!(found.standings().unwrap()[0], standing);
         }
     }
 }

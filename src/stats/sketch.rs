@@ -28,9 +28,8 @@ pub const EVERYTHING: Span = (0, u32::MAX);
 /// Looks for brackets of the same ranks in each of several rows of keys.
 #[derive(Clone, Debug)]
 pub struct Sketch {
-    rows: usize,
-    /// Wanted ranks as shares of all keys.
-    shares: Vec<f64>,
+    /// Wanted ranks as shares of all keys, row by row.
+    shares: Vec<Vec<f64>>,
     /// Factor on the width of all brackets.
     width: f64,
     coarse: Option<Coarse>,
@@ -87,8 +86,19 @@ impl Sketch {
     /// Starts the search for the keys at `ranks` (from 0) among `total` keys in each of `rows`
     /// rows. `width` widens all brackets.
     pub fn new(rows: usize, total: u64, ranks: &[u64], width: f64) -> Self {
+        Self::each(total, &vec![ranks.to_vec(); rows], width)
+    }
+
+    /// Starts the search for other ranks in each row.
+    pub fn each(total: u64, ranks: &[Vec<u64>], width: f64) -> Self {
         let share = |&rank: &u64| (rank as f64 + 0.5) / total.max(1) as f64;
-        Self { rows, shares: ranks.iter().map(share).collect(), width, coarse: None }
+        let shares = ranks.iter().map(|ranks| ranks.iter().map(share).collect()).collect();
+        Self { shares, width, coarse: None }
+    }
+
+    /// Where the first rank of a row stands among all ranks.
+    fn first(&self, row: usize) -> usize {
+        self.shares[..row].iter().map(Vec::len).sum()
     }
 
     /// Whether this is the first pass.
@@ -98,16 +108,16 @@ impl Sketch {
 
     /// Empty counts for the coming pass.
     pub fn empty(&self) -> Sketched {
-        let places = self.rows * self.shares.len();
+        let (rows, places) = (self.shares.len(), self.first(self.shares.len()));
         let (bins, places) = match &self.coarse {
-            None => (vec![vec![0; COARSE_BINS]; self.rows], 0),
+            None => (vec![vec![0; COARSE_BINS]; rows], 0),
             Some(_) => (vec![vec![0; FINE_BINS as usize + 1]; places], places),
         };
         Sketched {
             bins,
             spread: vec![[0; 3]; places],
-            blocks: vec![[0; 3]; self.rows],
-            largest: vec![0; self.rows],
+            blocks: vec![[0; 3]; rows],
+            largest: vec![0; rows],
         }
     }
 
@@ -127,8 +137,8 @@ impl Sketch {
             keys.iter().for_each(|&key| bins[(key >> COARSE) as usize] += 1);
             return;
         };
-        for share in 0..self.shares.len() {
-            let place = row * self.shares.len() + share;
+        let first = self.first(row);
+        for place in first..first + self.shares[row].len() {
             let window = coarse.windows[place];
             let bins = &mut counts.bins[place];
             for &key in keys {
@@ -146,23 +156,23 @@ impl Sketch {
     /// Takes the merged counts of a pass over the sample.
     pub fn absorb(mut self, counts: Sketched) -> Sketches {
         let Some(coarse) = self.coarse.take() else {
-            let sampled = counts.blocks.first().map_or(0, |[_, sampled, _]| *sampled);
-            let windows = counts.bins.iter().flat_map(|bins| {
-                self.shares.iter().map(move |share| Window::around(bins, *share, sampled))
+            // Rows of which nothing is wanted may have been left out.
+            let sampled = counts.blocks.iter().map(|[_, sampled, _]| *sampled).max().unwrap_or(0);
+            let windows = counts.bins.iter().zip(&self.shares).flat_map(|(bins, shares)| {
+                shares.iter().map(move |share| Window::around(bins, *share, sampled))
             });
             let windows = windows.collect();
             let coarse = Coarse { bins: counts.bins, sampled, windows };
             return Sketches::Again(Self { coarse: Some(coarse), ..self });
         };
         let row = |row: usize| {
-            let span = |share: usize| {
-                let place = row * self.shares.len() + share;
-                self.span(&coarse, &counts, row, place, self.shares[share])
-            };
-            let spans = (0..self.shares.len()).map(span).collect();
+            let first = self.first(row);
+            let span =
+                |(share, &p): (usize, &f64)| self.span(&coarse, &counts, row, first + share, p);
+            let spans = self.shares[row].iter().enumerate().map(span).collect();
             Brackets { spans, largest: counts.largest[row] }
         };
-        Sketches::Done((0..self.rows).map(row).collect())
+        Sketches::Done((0..self.shares.len()).map(row).collect())
     }
 
     fn span(&self, coarse: &Coarse, counts: &Sketched, row: usize, place: usize, p: f64) -> Span {

@@ -222,7 +222,7 @@ impl Batch {
                 if bits & bit != 0
                     && let Some(ladder) = sought.search.ladder()
                 {
-                    ladder.add(key, times);
+                    ladder.add(key.into(), times);
                 }
                 sought.largest = sought.largest.max(Some(key));
             }
@@ -269,7 +269,7 @@ pub(super) fn find_cuts(
             let open =
                 scan.looks[*expert].guess.as_ref().is_some_and(|(aim, _)| aim.is_open_at_zero());
             if let Some(ladder) = search.ladder().filter(|_| open) {
-                ladder.add(zero, counted[*expert].zeros);
+                ladder.add(zero.into(), counted[*expert].zeros);
             }
         }
         let (mut whole, mut seen) = (true, 0);

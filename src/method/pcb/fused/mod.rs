@@ -34,7 +34,8 @@ use super::scores::{self, Scores};
 use super::{Findings, Setup};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Bounds, Cut, Inter};
-use crate::method::{AnyStage, BLOCK, Next, Sampling};
+pub(super) use crate::method::sampling::sampling;
+use crate::method::{AnyStage, BLOCK, Next};
 use crate::stats::{EVERYTHING, Sketch, Span};
 
 /// Rounds of sample and scan before the radix plan is taken.
@@ -55,14 +56,6 @@ impl Default for Tuning {
     fn default() -> Self {
         Self { collect: 1 << 20, width: 1.0 }
     }
-}
-
-/// How much of a unit the sample passes read, each.
-pub(super) fn sampling(elements: u64) -> Sampling {
-    // Runs as long as cheap reads demand, but enough of them; 1 % of large units and at most
-    // 2.4 % of small ones, so that four passes stay below a tenth of a read.
-    let block = if elements >= 1 << 27 { 4096 } else { 1024 };
-    Sampling { block, stride: block * (elements >> 20).clamp(42, 100) }
 }
 
 /// The pass names up to the map, in an undisturbed merge.

@@ -36,12 +36,14 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(lane: usize, span: Span, rank: u64) -> Self {
+    pub(super) fn new(lane: usize, (from, to): Span, rank: u64) -> Self {
+        let span = (u64::from(from), u64::from(to));
         Self { lane, state: Rung::Again(Ladder::new(span, rank)) }
     }
 
     pub(super) fn found(&self) -> Option<u32> {
-        if let Rung::Found(key) = self.state { Some(key) } else { None }
+        // Keys of 32 bits went in.
+        if let Rung::Found(key) = self.state { Some(key as u32) } else { None }
     }
 
     pub(super) fn ladder(&mut self) -> Option<&mut Ladder> {
@@ -119,7 +121,7 @@ fn find_bounds(
             for search in &mut searches[lane / LANES] {
                 let here = search.lane == lane;
                 if let Some(ladder) = search.ladder().filter(|_| here) {
-                    ladder.add(record as u32, times);
+                    ladder.add(record & 0xffff_ffff, times);
                 }
             }
         })?;
@@ -167,7 +169,7 @@ impl Scored {
         if aim.is_open_at_zero()
             && let Some(ladder) = search.ladder()
         {
-            ladder.add(zero, counted.zeros);
+            ladder.add(zero.into(), counted.zeros);
         }
         let largest = (counted.zeros > 0).then_some(zero);
         let (tau, sum, times) = (Vec::new(), Vec::new(), Vec::new());
@@ -201,7 +203,7 @@ impl Scored {
             if times > 0
                 && let Some(ladder) = self.search.ladder()
             {
-                ladder.add(key, times);
+                ladder.add(key.into(), times);
             }
             self.largest = self.largest.max(Some(key));
         }
@@ -251,7 +253,7 @@ fn find_cuts(
             let look = &scan.looks[scored.expert];
             let open = look.guess.as_ref().is_some_and(|(aim, _)| aim.is_open_at_zero());
             if let Some(ladder) = scored.search.ladder().filter(|_| open) {
-                ladder.add(zero, counted[scored.expert].zeros);
+                ladder.add(zero.into(), counted[scored.expert].zeros);
             }
         }
         first = false;
