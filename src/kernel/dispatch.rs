@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use super::bracket::{self, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{blend, divergence, keys, math, moments, products};
+use super::{blend, divergence, keys, math, moments, products, ram, random, sce, thin, ties};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +220,70 @@ kernels! {
 
     /// `out` = `base + factor * out`.
     fn add_base(base: &[f32], factor: f32, out: &mut [f32]) = blend::add_base;
+
+    /// `out` = the values whose magnitudes, as bits, lie in `least..=most`; zero for the others.
+    fn keep_between(values: &[f32], range: (u32, u32), out: &mut [f32]) = thin::keep_between;
+
+    /// `out` = the values where `marks` is not zero; zero for the others.
+    fn keep_marked(marks: &[f32], values: &[f32], out: &mut [f32]) = thin::keep_marked;
+
+    /// How many magnitudes have these bits.
+    fn count_magnitude(values: &[f32], key: u32) -> u64 = thin::count_magnitude;
+
+    /// `out` = the magnitudes.
+    fn absolute(values: &[f32], out: &mut [f32]) = thin::absolute;
+
+    /// Multiplies each element by one number.
+    fn multiply_by(factor: f32, out: &mut [f32]) = thin::multiply_by;
+
+    /// Random numbers in [0, 1) for the elements from `first` on, multiples of 2^-24.
+    fn uniforms(key: [u32; 2], first: u64, out: &mut [f32]) = random::uniforms;
+
+    /// `out` = the values whose random numbers lie below `odds`; zero for the others.
+    fn keep_below(numbers: &[f32], odds: f32, values: &[f32], out: &mut [f32])
+        = random::keep_below;
+
+    /// The same with odds of their own for each.
+    fn keep_below_each(numbers: &[f32], odds: &[f32], values: &[f32], out: &mut [f32])
+        = random::keep_below_each;
+
+    /// The population variance of each column.
+    fn variances(rows: &[&[f32]], out: &mut [f32]) = sce::variances;
+
+    /// `out` = the weighted sum of those elements that have the sign of `votes`; `shares` = the sum of their
+    /// weights.
+    fn agreeing_sum(
+        rows: &[&[f32]], weights: &[f32], votes: &[f32], shares: &mut [f32], out: &mut [f32],
+    ) = sce::agreeing_sum;
+
+    /// Divides each element by that of another row, or by `least` if that is larger.
+    fn divide_at_least(divisors: &[f32], least: f32, out: &mut [f32]) = sce::divide_at_least;
+
+    /// `counts` = how many rows are above `epsilon` in magnitude, in each column.
+    fn contributors(rows: &[&[f32]], epsilon: f32, counts: &mut [f32]) = ram::contributors;
+
+    /// How many elements of a row are above `epsilon`: together with other rows, and alone.
+    fn shared_and_alone(row: &[f32], epsilon: f32, counts: &[f32]) -> [u64; 2]
+        = ram::shared_and_alone;
+
+    /// `out` = the sum of all elements above `epsilon`: divided by their number in the column, or, where it is one
+    /// alone, multiplied by its row's factor.
+    fn reinforced_sum(
+        rows: &[&[f32]], epsilon: f32, factors: &[f32], counts: &[f32], out: &mut [f32],
+    ) = ram::reinforced_sum;
+
+    /// How many values are above zero, and how many below.
+    fn signs(values: &[f32]) -> [u64; 2] = ties::signs;
+
+    /// `out` = in each column, the sum of those elements that have the sign of `votes`, or of `tie` where that
+    /// is zero; `counts` = their number, at least 1.
+    fn disjoint_sum(
+        rows: &[&[f32]], votes: &[f32], tie: f32, counts: &mut [f32], out: &mut [f32],
+    ) = ties::disjoint_sum;
+
+    /// The same with the element of the largest magnitude instead of the sum.
+    fn disjoint_max(rows: &[&[f32]], votes: &[f32], tie: f32, out: &mut [f32])
+        = ties::disjoint_max;
 
     /// e to the power of each value, within 2 ulp.
     fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;

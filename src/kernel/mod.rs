@@ -16,6 +16,11 @@ mod math;
 pub mod moments;
 pub mod pcb;
 mod products;
+mod ram;
+mod random;
+mod sce;
+mod thin;
+mod ties;
 
 pub use dispatch::{KernelError, Kernels, Level, select};
 pub use divergence::Scratch as Divergence;

@@ -14,6 +14,7 @@
 
 mod arcee_fusion;
 mod arithmetic;
+mod band;
 mod erased;
 mod linear;
 mod memory;
@@ -22,11 +23,14 @@ mod parcels;
 mod pass;
 mod passthrough;
 pub mod pcb;
+mod ram;
 pub mod registry;
 mod sampling;
+mod sce;
 mod sphere;
 #[cfg(test)]
 mod testing;
+mod ties;
 mod unit;
 
 use std::fmt;
@@ -300,6 +304,18 @@ pub enum MethodError {
          none is left; change a weight"
     )]
     NoDirection,
+    /// Probabilities are none.
+    #[error(
+        "density {density} with epsilon {epsilon} asks for probabilities from {} to {}; density must lie \
+         above epsilon and below 1 - epsilon, or be 0 or 1",
+        density - epsilon.abs(), density + epsilon.abs()
+    )]
+    Odds {
+        /// The mean probability.
+        density: f64,
+        /// How far probabilities lie from it.
+        epsilon: f64,
+    },
     /// A score is infinite or NaN although all weights are finite.
     #[error(
         "the competition score of expert {expert} (counted from 1) overflows f32: its weights or \

@@ -21,6 +21,11 @@ impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Map<F>
 pub(super) struct Scratch(Vec<f32>);
 
 impl Scratch {
+    /// The space itself, of whatever length and content.
+    pub(super) fn space(&mut self) -> &mut Vec<f32> {
+        &mut self.0
+    }
+
     /// `N` rows of `len` values, of whatever was in them.
     pub(super) fn rows<const N: usize>(&mut self, len: usize) -> [&mut [f32]; N] {
         if self.0.len() < N * len {

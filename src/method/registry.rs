@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
-    Method, Strategy, Values, arcee_fusion, arithmetic, linear, nearswap, passthrough, pcb,
+    Method, Strategy, Values, arcee_fusion, arithmetic, linear, nearswap, passthrough, pcb, ram,
+    sce, ties,
 };
 use crate::kernel::Kernels;
 
@@ -15,6 +16,17 @@ pub static ENTRIES: &[&Entry] = &[
     &pcb::ENTRY,
     &linear::ENTRY,
     &arithmetic::task_arithmetic::ENTRY,
+    &arithmetic::ties::ENTRY,
+    &ties::ENTRY,
+    &arithmetic::dare::ENTRY,
+    &arithmetic::dare::TIES,
+    &arithmetic::della::ENTRY,
+    &arithmetic::della::LINEAR,
+    &arithmetic::breadcrumbs::ENTRY,
+    &arithmetic::breadcrumbs::TIES,
+    &sce::ENTRY,
+    &ram::ENTRY,
+    &ram::PLUS,
     &slerp::ENTRY,
     &nuslerp::ENTRY,
     &multislerp::ENTRY,

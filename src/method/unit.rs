@@ -201,7 +201,12 @@ pub struct PerTensor<T> {
 impl<T> PerTensor<T> {
     /// The value for a tensor, by its place in the unit.
     pub fn get(&self, tensor: usize) -> &T {
-        &self.all[self.which[tensor] as usize]
+        &self.all[self.which(tensor)]
+    }
+
+    /// Which of the distinct values it is.
+    pub fn which(&self, tensor: usize) -> usize {
+        self.which[tensor] as usize
     }
 
     /// The distinct values.

@@ -415,8 +415,9 @@ fn demand(
     let single = units.iter().filter(|u| u.segments.len() == 1);
     let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
     let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
-    // Blocks of a grain larger than the usual block; those of a small one may be a little shorter.
-    let block = block_len(grain).saturating_sub(crate::method::BLOCK) as u64;
+    // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
+    let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
+    let block = block.saturating_sub(crate::method::BLOCK) as u64;
     let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
     budget::Demand {
         mode: means.mode,

@@ -6,91 +6,15 @@ use serde_json::Value as Json;
 
 use super::read::{self, Around};
 use super::{Place, Recipe, RecipeError};
-use crate::method::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
-use crate::method::{Value, Values, pcb};
+use crate::method::{Value, Values};
 use crate::plan::Positions;
 
-const fn number(name: &'static str, per: Per, preset: Preset) -> Parameter {
-    Parameter::new(name, per, Kind::ANY, preset, "")
-}
-
-const fn flag(name: &'static str, preset: bool) -> Parameter {
-    Parameter::new(name, Per::Tensor, Kind::Flag, Preset::Flag(preset), "")
-}
-
-const WEIGHT: Parameter = number("weight", Per::Model, Preset::Required);
-const DENSITY: Parameter = number("density", Per::Model, Preset::Number(1.0));
-const LAMBDA: Parameter = number("lambda", Per::Tensor, Preset::Number(1.0));
-
-/// mergekit's methods as its recipes see them: names, parameters and defaults.
-const fn method(name: &'static str, base: BaseUse, parameters: &'static [Parameter]) -> Entry {
-    Entry {
-        name,
-        dialect: None,
-        about: "",
-        source: "",
-        base,
-        models: 1..=usize::MAX,
-        scopes: &[Scope::Tensor],
-        reads: (1, 1),
-        random: false,
-        per_expert: None,
-        parameters,
-        build: pcb::ENTRY.build,
-    }
-}
-
-static METHODS: [Entry; 6] = [
-    method(
-        "ties",
-        BaseUse::Required,
-        &[WEIGHT, DENSITY, LAMBDA, flag("normalize", true), flag("rescale", false)],
-    ),
-    method(
-        "task_arithmetic",
-        BaseUse::Required,
-        &[WEIGHT, DENSITY, LAMBDA, flag("normalize", false), flag("rescale", false)],
-    ),
-    method(
-        "della",
-        BaseUse::Required,
-        &[
-            WEIGHT,
-            DENSITY,
-            number("epsilon", Per::Model, Preset::Number(0.15)),
-            LAMBDA,
-            flag("normalize", true),
-            flag("rescale", true),
-        ],
-    ),
-    method("linear", BaseUse::Model, &[WEIGHT, flag("normalize", true)]),
-    method("slerp", BaseUse::Required, &[number("t", Per::Tensor, Preset::Required)]),
-    method(
-        "karcher",
-        BaseUse::Model,
-        &[
-            Parameter::new(
-                "max_iter",
-                Per::Tensor,
-                Kind::Count { least: 1, most: 1000 },
-                Preset::Number(10.0),
-                "",
-            ),
-            number("tol", Per::Tensor, Preset::Number(1e-5)),
-        ],
-    ),
-];
-
-fn find(name: &str, _dialect: Option<&str>) -> Result<&'static Entry, RecipeError> {
-    METHODS.iter().find(|entry| entry.name == name).ok_or_else(|| RecipeError::Value {
-        key: "method".to_owned(),
-        reason: format!("{name} is not among those of these tests"),
-    })
-}
-
 pub(super) fn parsed(text: &str) -> Result<(Recipe, Vec<String>), RecipeError> {
-    let around =
-        Around { exists: &|_| false, locate: &|name| Ok(PathBuf::from(name)), method: find };
+    let around = Around {
+        exists: &|_| false,
+        locate: &|name| Ok(PathBuf::from(name)),
+        method: Recipe::method,
+    };
     read::parse(Path::new("r.yml"), text, &around)
 }
 
@@ -120,7 +44,7 @@ fn same(ours: &[(&str, Value)], name: &str, theirs: &Json) -> bool {
     match (ours, theirs) {
         (Some(Value::Number(ours)), Json::Number(theirs)) => Some(*ours) == theirs.as_f64(),
         (Some(Value::Flag(ours)), Json::Bool(theirs)) => ours == theirs,
-        // It changes no value, and no method here has it.
+        // It changes no value, and no method has it.
         (None, Json::Bool(_)) => name == "int8_mask",
         _ => false,
     }

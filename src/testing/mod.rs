@@ -1,3 +1,4 @@
 //! Helpers for unit tests.
 
 pub(crate) mod golden;
+pub(crate) mod parts;

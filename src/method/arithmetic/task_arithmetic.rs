@@ -1,7 +1,10 @@
 //! Task arithmetic: base + lambda * sum of weight * task vector (arXiv 2212.04089).
 
-use super::{Family, INT8_MASK, LAMBDA, WEIGHT, normalize};
-use crate::method::registry::{BaseUse, Entry, Scope};
+use super::{Family, LAMBDA, Thinning, WEIGHT, normalize};
+use crate::method::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
+
+/// About what mergekit accepts for all methods of the family.
+const IDLE: &str = "without effect, since nothing is thinned out";
 
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
@@ -15,14 +18,20 @@ pub(crate) static ENTRY: Entry = Entry {
     reads: (1, 1),
     random: false,
     per_expert: Some("weight"),
-    parameters: &[WEIGHT, LAMBDA, normalize(false), INT8_MASK],
-    build: |setup| Box::new(Family { kernels: setup.kernels, elects: false }),
+    parameters: &[
+        WEIGHT,
+        LAMBDA,
+        normalize(false),
+        Parameter::new("density", Per::Model, Kind::FRACTION, Preset::Number(1.0), IDLE),
+        Parameter::new("rescale", Per::Tensor, Kind::Flag, Preset::Flag(false), IDLE),
+    ],
+    build: |setup| Family::boxed(setup, false, Thinning::Nothing),
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Kernels;
+    use crate::method::arithmetic::tests::family;
     use crate::method::{UnitView, Values, run_in_memory};
 
     fn merged(weights: &[f64], normalize: bool, lambda: f64) -> Vec<f32> {
@@ -31,7 +40,7 @@ mod tests {
             .with_flag("normalize", normalize)
             .with("lambda", lambda);
         let unit = UnitView::array("w", 3, values);
-        let method = Family { kernels: Kernels::available().last().unwrap(), elects: false };
+        let method = family(false, Thinning::Nothing);
         let rows: [&[f32]; 2] = [&[1.0, 0.0, -4.0], &[3.0, -2.0, 4.0]];
         run_in_memory(&method, &unit, &[10.0; 3], &rows[..weights.len()]).unwrap().0
     }

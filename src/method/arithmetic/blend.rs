@@ -1,0 +1,57 @@
+//! The sum over experts, and what follows it.
+
+use crate::kernel::Kernels;
+use crate::method::pass::Scratch;
+use crate::method::{Block, PerTensor, UnitView, Values};
+
+/// Adds up what is left of the task vectors.
+pub(super) struct Blend {
+    kernels: &'static Kernels,
+    elects: bool,
+    factors: PerTensor<Factors>,
+}
+
+struct Factors {
+    weights: Vec<f32>,
+    lambda: f32,
+    normalize: bool,
+    /// The divisor where no signs are elected.
+    sum: f32,
+}
+
+impl Blend {
+    pub(super) fn new(kernels: &'static Kernels, elects: bool, unit: &UnitView) -> Self {
+        let factors = unit.each_tensor(|values: &Values| {
+            let weights = values.each_f32("weight");
+            let sum = weights.iter().sum::<f32>();
+            let sum = if sum.abs() < 1e-8 { 1.0 } else { sum };
+            let lambda = values.number("lambda") as f32;
+            Factors { weights, lambda, normalize: values.flag("normalize"), sum }
+        });
+        Self { kernels, elects, factors }
+    }
+
+    /// Merges `rows`, which are the block's task vectors or what is left of them.
+    pub(super) fn apply(
+        &self,
+        block: &Block<'_>,
+        rows: &[&[f32]],
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let (kernels, factors) = (self.kernels, self.factors.get(block.tensor));
+        if self.elects {
+            let [votes, shares] = scratch.rows(out.len());
+            kernels.elected_sum(rows, &factors.weights, votes, shares, out);
+            if factors.normalize {
+                kernels.divide(shares, out);
+            }
+        } else {
+            kernels.weighted_sum(rows, &factors.weights, out);
+            if factors.normalize {
+                kernels.divide_by(factors.sum, out);
+            }
+        }
+        kernels.add_base(block.base, factors.lambda, out);
+    }
+}

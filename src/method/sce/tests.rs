@@ -1,0 +1,105 @@
+//! Against plain loops over whole arrays, however it is run.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{Sce, weights};
+use crate::kernel::Kernels;
+use crate::method::{BLOCK, Method, UnitView, Values, run_in_memory};
+use crate::testing::parts::{self, Run, bits, tied};
+
+fn sce() -> Sce {
+    Sce { kernels: Kernels::available().last().unwrap() }
+}
+
+fn unit(experts: usize, elements: usize, topk: f64) -> Arc<UnitView> {
+    UnitView::array("w", elements as u64, Values::new(experts).with("select_topk", topk))
+}
+
+/// What the positions that differ most make of a base of ones.
+fn plain(taus: &[Vec<f32>], topk: f64) -> Vec<f32> {
+    let (n, d) = (taus.len(), taus[0].len());
+    let column = |e: usize| taus.iter().map(move |tau| f64::from(tau[e]));
+    let variance = |e: usize| {
+        let mean = column(e).sum::<f64>() / n as f64;
+        (column(e).map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64) as f32
+    };
+    let variances: Vec<f32> = (0..d).map(variance).collect();
+    let mut places: Vec<usize> = (0..d).collect();
+    places.sort_by(|&a, &b| variances[b].total_cmp(&variances[a]));
+    let different = variances.iter().filter(|&&v| v != 0.0).count();
+    if topk < 1.0 {
+        places.truncate((different as f32 * topk as f32) as usize);
+    }
+    let mut selected = vec![false; d];
+    places.iter().for_each(|&place| selected[place] = true);
+    let kept = |tau: &Vec<f32>| -> Vec<f32> {
+        tau.iter().zip(&selected).map(|(&x, &keep)| if keep { x } else { 0.0 }).collect()
+    };
+    let rows: Vec<Vec<f32>> = taus.iter().map(kept).collect();
+    let squares: Vec<f64> =
+        rows.iter().map(|row| row.iter().map(|&x| f64::from(x).powi(2)).sum()).collect();
+    let weights = weights(&squares, d as u64);
+    (0..d)
+        .map(|e| {
+            let vote = rows.iter().fold(0.0f32, |sum, row| sum + row[e]);
+            let (mut sum, mut share) = (0.0f32, 0.0f32);
+            for (row, weight) in rows.iter().zip(&weights) {
+                if (vote >= 0.0 && row[e] > 0.0) || (vote < 0.0 && row[e] < 0.0) {
+                    sum += weight * row[e];
+                    share += weight;
+                }
+            }
+            1.0 + sum / share.max(1e-6)
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_positions_that_differ_most_are_merged_however_it_is_run(
+        elements in prop_oneof![1usize..300, Just(70_001usize)],
+        experts in 1usize..5,
+        topk in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f64],
+        cuts in prop::collection::vec(1usize..=BLOCK, 1..6),
+        workers in 1usize..4,
+        at_hand in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let cuts = if elements > 300 { vec![BLOCK, 4001] } else { cuts };
+        // Powers of two: their means over up to four are exact, so that equal variances are equal however computed.
+        let mut taus = tied(experts, elements, seed);
+        taus.iter_mut().flatten().for_each(|x| *x *= 64.0);
+        let expected = if experts == 3 { None } else { Some(plain(&taus, topk)) };
+        let (unit, base) = (unit(experts, elements, topk), vec![1.0; elements]);
+        let run = Run { cuts, workers, at_hand };
+        let (got, _) = parts::merge(&sce(), &unit, &base, &taus, &run).unwrap();
+        if let Some(expected) = expected {
+            prop_assert_eq!(bits(&got), bits(&expected));
+        }
+        let rows: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
+        let (whole, _) = run_in_memory(&sce(), &unit, &base, &rows).unwrap();
+        prop_assert_eq!(bits(&got), bits(&whole));
+    }
+}
+
+#[test]
+fn tiny_task_vectors_weigh_the_same() {
+    assert_eq!(weights(&[4e-7, 1e-7, 0.0], 1), [1.0 / 3.0; 3]);
+    assert_eq!(weights(&[3.0, 1.0], 2), [0.75, 0.25]);
+}
+
+#[test]
+fn elements_that_oppose_the_sum_are_left_out() {
+    let rows: [&[f32]; 2] = [&[3.0, -4.0, 0.0], &[-1.0, -4.0, 0.0]];
+    let unit = unit(2, 3, 1.0);
+    let (merged, _) = run_in_memory(&sce(), &unit, &[0.0; 3], &rows).unwrap();
+    assert_eq!(merged, [3.0, -4.0, 0.0]);
+    // One expert differs from nobody: nothing is selected.
+    let unit = UnitView::array("w", 3, Values::new(1).with("select_topk", 0.5));
+    assert_eq!(run_in_memory(&sce(), &unit, &[7.0; 3], &rows[..1]).unwrap().0, [7.0; 3]);
+    assert_eq!(sce().passes(&unit), ["variances", "equal variances", "sizes", "merge"]);
+}
