@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{file_of, hex};
 use super::staging::{self, PlanFile};
-use crate::checkpoint::{Catalog, OpenOptions};
+use crate::checkpoint::{Catalog, CheckpointError, OpenOptions};
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
@@ -143,9 +143,11 @@ pub(super) fn finished(
     match Catalog::open(dir, OpenOptions::default()) {
         Ok(catalog) => report.warnings.extend(catalog.warnings),
         Err(error) => {
+            let denied = matches!(&error, CheckpointError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::PermissionDenied);
             let error = Error::from(error);
             // What cannot be read now may well be sound; what is not there is nothing to look at.
-            if error.exit_code() == 7 || !dir.is_dir() {
+            if denied || error.exit_code() == 7 || !dir.is_dir() {
                 return Err(error);
             }
             report.find(&dir.display().to_string(), error.to_string());
