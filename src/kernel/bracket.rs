@@ -14,7 +14,10 @@ pub use joint::{Joint, Member, SHORT, Space, mark_rows};
 
 pub(super) use joint::judge_together;
 
+use std::mem::take;
+
 use super::math::{EXP_SHORT, TanhForm, exp, exp_short, tanh, tanh_all, tanh_to_one};
+use super::pcb::sparse::{Ceiling, LEAST, Left, MOST, PIECE};
 use super::pcb::{Bounds, SHIFT_ABOVE};
 
 /// The element's score may lie on either side of the threshold.
@@ -52,9 +55,9 @@ pub struct Guess {
 pub struct Judged {
     /// Certainly below the threshold.
     pub below: u32,
-    /// Exactly zero, whatever the bounds.
+    /// Exactly zero, whatever the bounds; of those below not all.
     pub zeros: u32,
-    /// The largest magnitude of a score, as bits.
+    /// The largest magnitude of a score that may be near a threshold or too large, as bits.
     pub largest: u32,
 }
 
@@ -62,6 +65,8 @@ pub struct Judged {
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
     product: Vec<f32>,
+    left: Left,
+    left_flags: Vec<u32>,
 }
 
 /// Elements worked on at a time: few enough to have much in common.
@@ -91,20 +96,73 @@ impl Guess {
     fn normed(&self, magnitude: f32) -> f32 {
         (self.middle.clamped(magnitude) - self.middle.lo) * (1.0 / self.middle.width())
     }
+
+    /// Scores in the middle up to this are below the threshold whatever the bounds, and none of the largest. None if
+    /// there is no such limit above the tiniest of numbers, or it cannot be told by a [`Ceiling`].
+    fn limit(&self, n: f32) -> Option<f32> {
+        let moved = self.far.max(self.pivot.abs()).max((n - self.pivot).abs());
+        let slack = moved * self.reach + self.lean + self.guard;
+        let limit = self.low.min(self.top) / (1.0 + slack + slack * slack) * (1.0 - 1e-5);
+        // Slack of less than all of a score keeps those below zero there.
+        (n <= MOST as f32 && slack < 0.5 && limit >= LEAST).then_some(limit)
+    }
 }
 
 /// Judges the elements of one expert by its task vector and the sum of all experts' (`pcb_scores`
 /// with `Inter::Raw`). Adds flags; elements of score zero get none.
 ///
-/// Chunks of small changes are decided as a whole: their zeros are among those below then.
+/// Where a cheap bound tells that elements are below, zeros are not told from others.
 #[inline(always)]
 pub(super) fn judge(
     factor: f32,
     tau: &[f32],
     sum: &[f32],
     guess: &Guess,
+    rows: &mut Rows,
     flags: &mut [u32],
 ) -> Judged {
+    let Some(limit) = guess.limit(factor) else {
+        return judge_each(factor, tau, sum, guess, flags);
+    };
+    let ceiling = Ceiling::new(factor as usize, guess.middle);
+    let (mut left, mut left_flags) = (take(&mut rows.left), take(&mut rows.left_flags));
+    left.resize(2);
+    let mut judged = Judged::default();
+    for ((tau, sum), flags) in tau.chunks(PIECE).zip(sum.chunks(PIECE)).zip(flags.chunks_mut(PIECE))
+    {
+        let found = left.above(tau, sum, &ceiling, limit);
+        if found > tau.len() / 2 {
+            judged.add(judge_each(factor, tau, sum, guess, flags));
+            continue;
+        }
+        left.gather(0, tau, found);
+        left.gather(1, sum, found);
+        let (taus, sums) = (&left.values[..found], &left.values[PIECE..][..found]);
+        left_flags.clear();
+        left_flags.resize(found, 0);
+        let mut near = judge_each(factor, taus, sums, guess, &mut left_flags);
+        near.below += (tau.len() - found) as u32;
+        judged.add(near);
+        for (&place, &flag) in left.places.iter().zip(&left_flags) {
+            flags[usize::from(place)] |= flag;
+        }
+    }
+    (rows.left, rows.left_flags) = (left, left_flags);
+    judged
+}
+
+impl Judged {
+    #[inline(always)]
+    fn add(&mut self, other: Self) {
+        self.below += other.below;
+        self.zeros += other.zeros;
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
+/// Chunks of small changes are decided as a whole.
+#[inline(always)]
+fn judge_each(factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, flags: &mut [u32]) -> Judged {
     let mut judged = Judged::default();
     let mut inter = [0.0; CHUNK];
     let chunks = tau.chunks(CHUNK).zip(sum.chunks(CHUNK)).zip(flags.chunks_mut(CHUNK));
@@ -223,9 +281,58 @@ pub fn flagged(flags: &[u32], mut visit: impl FnMut(usize, u32)) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::kernel::Kernels;
     use crate::kernel::pcb::{Inter, Scratch};
+
+    /// Values of all sizes, most of them small, some of them zero.
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let value = (-1f32..1.0, 0u32..9).prop_map(|(x, power)| match power {
+            0 => 0.0,
+            power => x.powi(power as i32) * 0.1,
+        });
+        prop::collection::vec(value, 1..5000)
+    }
+
+    fn guess() -> impl Strategy<Value = Guess> {
+        let sizes = (1e-5f32..1e-3, 1e-2f32..0.2, 1e-8f32..1e-2, 1.0f32..1.3, 1.0f32..1e3);
+        let slacks = (-1f32..4.0, 0f32..0.02, 0f32..0.01);
+        (sizes, slacks).prop_map(|((lo, hi, low, high, top), (pivot, reach, lean))| Guess {
+            middle: Bounds { lo, hi },
+            low,
+            high: low * high,
+            pivot,
+            reach,
+            lean,
+            guard: 1e-5,
+            edge: 2.5,
+            far: 4.0,
+            top: low * top,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn sorting_out_by_a_bound_decides_as_each_score_does(
+            tau in values(), other in values(), guess in guess(), n in 1u8..17,
+        ) {
+            let len = tau.len().min(other.len());
+            let tau = &tau[..len];
+            let sum: Vec<f32> = tau.iter().zip(&other).map(|(a, b)| a + b).collect();
+            prop_assert!(guess.limit(f32::from(n)).is_some());
+            let (mut expected, mut rows) = (vec![8; len], Rows::default());
+            let each = judge_each(f32::from(n), tau, &sum, &guess, &mut expected);
+            for kernels in Kernels::available() {
+                let mut flags = vec![8; len];
+                let judged =
+                    kernels.pcb_judge(f32::from(n), tau, &sum, &guess, &mut rows, &mut flags);
+                prop_assert_eq!(&flags, &expected);
+                prop_assert_eq!(judged.below, each.below);
+            }
+        }
+    }
 
     #[test]
     fn scores_of_single_elements_are_those_of_their_block() {

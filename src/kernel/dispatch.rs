@@ -325,7 +325,7 @@ kernels! {
     /// Compares scores that are not quite known with a threshold that is not quite known. See
     /// [`bracket`].
     fn pcb_judge(
-        factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, flags: &mut [u32],
+        factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, rows: &mut Rows, flags: &mut [u32],
     ) -> Judged = bracket::judge;
 
     /// The same for scores that depend on the bounds of all experts.

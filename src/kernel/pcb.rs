@@ -4,6 +4,7 @@
 
 mod score;
 mod share;
+pub(super) mod sparse;
 
 use super::math::exp;
 
@@ -85,6 +86,7 @@ pub struct Scratch {
     /// Signed normed magnitudes, then weights.
     rows: Vec<f32>,
     scores: Vec<f32>,
+    left: sparse::Left,
 }
 
 impl Scratch {
@@ -197,7 +199,8 @@ mod tests {
         let (n, len) = (taus.len(), taus[0].len());
         let taus: Vec<&[f32]> = taus.iter().map(Vec::as_slice).collect();
         let bounds = vec![Bounds { lo: 1e-6, hi: 0.5 }; n];
-        let cuts = vec![Cut { threshold: 0.01, span: 3.0, active: true }; n];
+        // No score of three experts is above 3 exp(3): weights stay below 1, as they must.
+        let cuts = vec![Cut { threshold: 0.01, span: 64.0, active: true }; n];
         let (base, lambdas) = (vec![0.25; len], vec![1.1; n]);
         let mut scratch = Scratch::default();
         let (mut scores, mut out) = (vec![0.0; n * len], vec![0.0; len]);

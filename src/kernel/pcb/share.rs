@@ -4,6 +4,7 @@
 //! nothing to divide and the base remains.
 
 use super::score::{self, Target};
+use super::sparse::{self, Ceiling, PIECE};
 use super::{Bounds, CHUNK, Cut, Inter, Scratch, Tally, WEIGHT_ONE, sign_of, sum_rows};
 
 /// Weights whose sum in units of [`WEIGHT_ONE`] is sure to fit in 32 bits.
@@ -35,7 +36,8 @@ pub(in super::super) fn merge(
     }
 }
 
-/// Scores and merge in one: the scores of a chunk do not leave the cache.
+/// Scores and merge in one: the scores of a chunk do not leave the cache, and where a bound tells that no expert has
+/// weight, there are none.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
 pub(in super::super) fn map(
@@ -49,8 +51,60 @@ pub(in super::super) fn map(
     out: &mut [f32],
     tallies: &mut [Tally],
 ) {
-    scratch.resize(taus.len());
-    let Scratch { rows, scores } = scratch;
+    let n = taus.len();
+    scratch.resize(n);
+    if inter != Inter::Raw || !sparse::fits(n, cuts) {
+        return dense(inter, base, taus, bounds, cuts, lambdas, scratch, out, tallies);
+    }
+    let mut ceilings = [Ceiling::new(n, bounds[0]); sparse::MOST];
+    for (ceiling, bounds) in ceilings.iter_mut().zip(bounds).skip(1) {
+        *ceiling = Ceiling::new(n, *bounds);
+    }
+    let mut left = std::mem::take(&mut scratch.left);
+    left.resize(n + 2);
+    for (at, (base, out)) in (0..).step_by(PIECE).zip(base.chunks(PIECE).zip(out.chunks_mut(PIECE)))
+    {
+        let found = left.find(taus, at, base.len(), &ceilings[..n], cuts);
+        let mut rows: [&[f32]; sparse::MOST] = [&[]; sparse::MOST];
+        if found > base.len() / 2 {
+            for (row, tau) in rows.iter_mut().zip(taus) {
+                *row = &tau[at..at + base.len()];
+            }
+            dense(inter, base, &rows[..n], bounds, cuts, lambdas, scratch, out, tallies);
+            continue;
+        }
+        for (row, tau) in taus.iter().enumerate() {
+            left.gather(row, &tau[at..], found);
+        }
+        left.gather(n, base, found);
+        let (values, merged) = left.values.split_at_mut((n + 1) * PIECE);
+        for (row, values) in rows.iter_mut().zip(values.chunks(PIECE)) {
+            *row = &values[..found];
+        }
+        let (base_left, merged) = (&values[n * PIECE..][..found], &mut merged[..found]);
+        dense(inter, base_left, &rows[..n], bounds, cuts, lambdas, scratch, merged, tallies);
+        keep_base(base, out);
+        for (&place, &value) in left.places.iter().zip(&*merged) {
+            out[usize::from(place)] = value;
+        }
+    }
+    scratch.left = left;
+}
+
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
+fn dense(
+    inter: Inter,
+    base: &[f32],
+    taus: &[&[f32]],
+    bounds: &[Bounds],
+    cuts: &[Cut],
+    lambdas: &[f32],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    tallies: &mut [Tally],
+) {
+    let Scratch { rows, scores, .. } = scratch;
     for (at, (base, out)) in (0..).step_by(CHUNK).zip(base.chunks(CHUNK).zip(out.chunks_mut(CHUNK)))
     {
         let len = base.len();
@@ -58,6 +112,14 @@ pub(in super::super) fn map(
         score::chunk(inter, taus, at..at + len, bounds, rows, target);
         let chunk = Chunk { base, taus, at, scores, stride: CHUNK, first: 0 };
         chunk.merge(bounds, cuts, lambdas, rows, out, tallies);
+    }
+}
+
+/// As the sum of nothing but zeros and the base: -0.0 becomes 0.0.
+#[inline(always)]
+fn keep_base(base: &[f32], out: &mut [f32]) {
+    for (out, base) in out.iter_mut().zip(base) {
+        *out = 0.0 + base;
     }
 }
 
@@ -94,11 +156,7 @@ impl Chunk<'_> {
             any |= cut.active && is_any_above(self.scores(i), cut.threshold);
         }
         if !any {
-            for (out, base) in out.iter_mut().zip(self.base) {
-                // As the sum of nothing but zeros and the base: -0.0 becomes 0.0.
-                *out = 0.0 + base;
-            }
-            return;
+            return keep_base(self.base, out);
         }
         for (i, weights) in weights.chunks_mut(CHUNK).enumerate().take(n) {
             let weights = &mut weights[..len];

@@ -4,7 +4,7 @@ use super::crowd::{Crowd, Gathered};
 use super::guess::{Aim, Boxed};
 use super::settle::settle;
 use super::{Course, NO_IDEA, Spans};
-use crate::kernel::bracket::{Judged, TOP, UNDECIDED, flagged};
+use crate::kernel::bracket::{Judged, Rows, TOP, UNDECIDED, flagged};
 use crate::kernel::keys;
 use crate::kernel::pcb::Inter;
 use crate::method::{BLOCK, Block, MethodError, Next, Parcels, Stage};
@@ -77,6 +77,7 @@ pub(super) struct State {
     pile: Pile,
     flags: Vec<u32>,
     sum: Vec<f32>,
+    rows: Rows,
 }
 
 impl Scan {
@@ -131,12 +132,13 @@ impl Stage for Scan {
             pile: Pile::new(n * LANES),
             flags: vec![0; BLOCK],
             sum: vec![0.0; BLOCK],
+            rows: Rows::default(),
         }
     }
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (kernels, len) = (self.course.setup.kernels, block.base.len());
-        let State { counted, gathered, pile, flags, sum } = state;
+        let State { counted, gathered, pile, flags, sum, rows } = state;
         let (flags, sum) = (&mut flags[..len], &mut sum[..len]);
         if let Some(crowd) = &self.crowd {
             let judged = gathered.add(kernels, &crowd.joint, block, self.joint_limit);
@@ -163,7 +165,7 @@ impl Stage for Scan {
                 counted.largest = counted.largest.max(kernels.max_magnitude_bits(tau));
             }
             if let (Some((aim, _)), None) = (&look.guess, &self.crowd) {
-                counted.judge(&kernels.pcb_judge(factor, tau, sum, &aim.guess, flags));
+                counted.judge(&kernels.pcb_judge(factor, tau, sum, &aim.guess, rows, flags));
             }
             let limit = self.limit;
             let mut push = |lane: usize, record: u64| {
