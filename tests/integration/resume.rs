@@ -135,6 +135,11 @@ fn kills_at_random_times_do_not_change_a_byte_in_the_paper_variant() {
 }
 
 #[test]
+fn kills_at_random_times_do_not_change_a_byte_in_two_passes_over_each_tensor() {
+    kill_and_resume(&["--method", "model_stock"], 5);
+}
+
+#[test]
 fn work_that_is_recorded_is_not_done_again() {
     let scene = Scene::new(&[]);
     scene.interrupted();
