@@ -85,7 +85,7 @@ pub fn mark_rows(experts: usize) -> usize {
 /// tanh(x) = x (c_0 + c_1 x^2 + ..) up to x = 1, off by at most [`SHORT`] of its value.
 const TANH: [f32; 5] = [0.999_993_1, -0.332_980_66, 0.130_368_11, -0.044_817_56, 0.009_036_425];
 
-/// See [`TANH`]; rounding included.
+/// See `TANH`; rounding included.
 pub const SHORT: f32 = 1.0 / (1 << 16) as f32;
 
 /// Sums over experts, one element of each row for each element of the chunk.
