@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::MethodError;
+use super::{Block, MethodError};
 
 /// The value of a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,6 +153,11 @@ impl UnitView {
             values: Arc::new(values),
         };
         Arc::new(Self { name: name.to_owned(), elements, experts, tensors: vec![tensor] })
+    }
+
+    /// Elements of the unit that lie before a block.
+    pub fn place(&self, block: &Block<'_>) -> u64 {
+        self.tensors.get(block.tensor).map_or(0, |tensor| tensor.first) + block.first
     }
 
     /// Something that follows from the parameters, for each tensor. Computed once for all tensors that

@@ -2,9 +2,10 @@
 //!
 //! Two passes over the same sample: the first counts keys coarsely, the second finely around each
 //! wanted rank. The second also looks at how much the blocks of the sample differ: neighbouring
-//! weights are alike, so a block of them tells less than as many weights from everywhere. A
-//! bracket reaches six standard deviations to either side, at least as far as independent
-//! keys would demand. It may still be wrong; whoever counts with it finds out.
+//! weights are alike, so a block of them tells less than as many weights from everywhere. Only blocks
+//! that lie close to each other are compared: the sample takes a like share of each part of the keys,
+//! so how much the parts differ does no harm. A bracket reaches six standard deviations to either side,
+//! at least as far as independent keys would demand. It may still be wrong; whoever counts with it finds out.
 
 use super::{Reader, Writer};
 
@@ -16,6 +17,9 @@ const COARSE: u32 = 19;
 const COARSE_BINS: usize = 1 << (32 - COARSE);
 /// Fine bins per wanted rank.
 const FINE_BINS: u32 = 1 << 12;
+/// Parts of the keys in which blocks are compared, at most, and blocks of the sample in each, at least.
+const PARTS: u64 = 256;
+const PART_BLOCKS: u64 = 2;
 /// Fewer blocks than this say little about how much blocks differ.
 const FEW: f64 = 24.0;
 
@@ -28,6 +32,8 @@ pub const EVERYTHING: Span = (0, u32::MAX);
 /// Looks for brackets of the same ranks in each of several rows of keys.
 #[derive(Clone, Debug)]
 pub struct Sketch {
+    total: u64,
+    parts: usize,
     /// Wanted ranks as shares of all keys, row by row.
     shares: Vec<Vec<f64>>,
     /// Factor on the width of all brackets.
@@ -58,9 +64,9 @@ pub struct Sketched {
     /// Row by row (and share by share in the second pass).
     bins: Vec<Vec<u32>>,
     /// In the second pass, below the pivot: sum of the blocks' counts, of their squares, and of
-    /// their products with the blocks' lengths.
+    /// their products with the blocks' lengths; row by row, share by share, part by part.
     spread: Vec<[u64; 3]>,
-    /// Blocks, keys, and squares of the blocks' lengths, row by row.
+    /// Blocks, keys, and squares of the blocks' lengths, row by row and part by part.
     blocks: Vec<[u64; 3]>,
     largest: Vec<u32>,
 }
@@ -84,16 +90,17 @@ pub struct Brackets {
 
 impl Sketch {
     /// Starts the search for the keys at `ranks` (from 0) among `total` keys in each of `rows`
-    /// rows. `width` widens all brackets.
-    pub fn new(rows: usize, total: u64, ranks: &[u64], width: f64) -> Self {
-        Self::each(total, &vec![ranks.to_vec(); rows], width)
+    /// rows, with so many blocks in the sample. `width` widens all brackets.
+    pub fn new(rows: usize, total: u64, blocks: u64, ranks: &[u64], width: f64) -> Self {
+        Self::each(total, blocks, &vec![ranks.to_vec(); rows], width)
     }
 
     /// Starts the search for other ranks in each row.
-    pub fn each(total: u64, ranks: &[Vec<u64>], width: f64) -> Self {
+    pub fn each(total: u64, blocks: u64, ranks: &[Vec<u64>], width: f64) -> Self {
+        let parts = (blocks / PART_BLOCKS).clamp(1, PARTS) as usize;
         let share = |&rank: &u64| (rank as f64 + 0.5) / total.max(1) as f64;
         let shares = ranks.iter().map(|ranks| ranks.iter().map(share).collect()).collect();
-        Self { shares, width, coarse: None }
+        Self { total, parts, shares, width, coarse: None }
     }
 
     /// Where the first rank of a row stands among all ranks.
@@ -115,8 +122,8 @@ impl Sketch {
         };
         Sketched {
             bins,
-            spread: vec![[0; 3]; places],
-            blocks: vec![[0; 3]; rows],
+            spread: vec![[0; 3]; places * self.parts],
+            blocks: vec![[0; 3]; rows * self.parts],
             largest: vec![0; rows],
         }
     }
@@ -124,12 +131,15 @@ impl Sketch {
     /// Bytes of the counts of one pass.
     pub fn state_bytes(rows: u64, ranks: u64) -> u64 {
         rows * 4 * (COARSE_BINS as u64).max(ranks * (u64::from(FINE_BINS) + 32))
+            + rows * (ranks + 1) * PARTS * 24
     }
 
-    /// Counts a block of the sample in one row.
-    pub fn add(&self, counts: &mut Sketched, row: usize, keys: &[u32]) {
+    /// Counts a block of the sample, from key number `at`, in one row.
+    pub fn add(&self, counts: &mut Sketched, row: usize, at: u64, keys: &[u32]) {
         let len = keys.len() as u64;
-        let [blocks, sampled, squares] = &mut counts.blocks[row];
+        let part = (at as f64 / self.total.max(1) as f64 * self.parts as f64) as usize;
+        let part = part.min(self.parts - 1);
+        let [blocks, sampled, squares] = &mut counts.blocks[row * self.parts + part];
         (*blocks, *sampled, *squares) = (*blocks + 1, *sampled + len, *squares + len * len);
         counts.largest[row] = keys.iter().fold(counts.largest[row], |max, &key| max.max(key));
         let Some(coarse) = &self.coarse else {
@@ -147,7 +157,7 @@ impl Sketch {
                 bins[bin.min(FINE_BINS) as usize] += 1;
             }
             let below: u64 = keys.iter().map(|&key| u64::from(key < window.pivot)).sum();
-            let [sum, square, product] = &mut counts.spread[place];
+            let [sum, square, product] = &mut counts.spread[place * self.parts + part];
             (*sum, *square) = (*sum + below, *square + below * below);
             *product += below * len;
         }
@@ -157,7 +167,8 @@ impl Sketch {
     pub fn absorb(mut self, counts: Sketched) -> Sketches {
         let Some(coarse) = self.coarse.take() else {
             // Rows of which nothing is wanted may have been left out.
-            let sampled = counts.blocks.iter().map(|[_, sampled, _]| *sampled).max().unwrap_or(0);
+            let row = |parts: &[[u64; 3]]| parts.iter().map(|[_, sampled, _]| *sampled).sum();
+            let sampled: u64 = counts.blocks.chunks(self.parts).map(row).max().unwrap_or(0);
             let windows = counts.bins.iter().zip(&self.shares).flat_map(|(bins, shares)| {
                 shares.iter().map(move |share| Window::around(bins, *share, sampled))
             });
@@ -177,15 +188,26 @@ impl Sketch {
 
     fn span(&self, coarse: &Coarse, counts: &Sketched, row: usize, place: usize, p: f64) -> Span {
         let m = coarse.sampled as f64;
-        let [blocks, sampled, squares] = counts.blocks[row].map(|count| count as f64);
-        let [sum, square, product] = counts.spread[place].map(|count| count as f64);
+        let of = |counts: &[[u64; 3]], place: usize| -> Vec<[f64; 3]> {
+            let counts = &counts[place * self.parts..][..self.parts];
+            counts.iter().map(|counts| counts.map(|count| count as f64)).collect()
+        };
+        let (parts, spread) = (of(&counts.blocks, row), of(&counts.spread, place));
+        let all =
+            |counts: &[[f64; 3]], i: usize| counts.iter().map(|counts| counts[i]).sum::<f64>();
+        let (blocks, sampled, sum) = (all(&parts, 0), all(&parts, 1), all(&spread, 0));
         if sampled == 0.0 {
             return EVERYTHING;
         }
-        // Between blocks the variance of a count is that of its distance from what its length
-        // lets expect.
+        // Between blocks the variance of a count is that of its distance from what its length and
+        // the others in its part let expect.
         let q = sum / sampled;
-        let measured = square - 2.0 * q * product + q * q * squares;
+        let measured = parts.iter().zip(&spread).map(|(&[blocks, len, squares], spread)| {
+            let (q, few) =
+                if blocks > 1.0 { (spread[0] / len, blocks / (blocks - 1.0)) } else { (q, 1.0) };
+            few * (spread[1] - 2.0 * q * spread[2] + q * q * squares)
+        });
+        let measured: f64 = measured.sum();
         let independent = sampled * q * (1.0 - q);
         let alike = if independent < 30.0 { 4.0 } else { (measured / independent).max(1.0) };
         let few = if blocks < FEW { FEW / blocks } else { 1.0 };
@@ -323,13 +345,18 @@ mod tests {
         (0..blocks).map(|_| block()).collect()
     }
 
+    /// Of a sample of blocks in the order of the keys.
     fn brackets(sample: &[&Vec<u32>], total: u64, ranks: &[u64]) -> Brackets {
-        let mut sketch = Sketch::new(1, total, ranks, 1.0);
+        let blocks = sample.len() as u64;
+        let mut sketch = Sketch::new(1, total, blocks, ranks, 1.0);
         loop {
             let mut counts = sketch.empty();
-            for half in sample.chunks(sample.len().div_ceil(2)) {
+            let numbered: Vec<_> = (0..).zip(sample).collect();
+            for half in numbered.chunks(sample.len().div_ceil(2)) {
                 let mut more = sketch.empty();
-                half.iter().for_each(|keys| sketch.add(&mut more, 0, keys));
+                for (number, keys) in half {
+                    sketch.add(&mut more, 0, number * total / blocks, keys);
+                }
                 counts.merge(more);
             }
             let mut out = Writer::default();
@@ -368,6 +395,25 @@ mod tests {
                 assert!(wide < widest, "{alike} {offset}: {wide}");
             }
         }
+    }
+
+    #[test]
+    fn parts_that_differ_do_not_widen_brackets() {
+        // Like tensors whose changes differ in scale: runs of blocks with keys of like size.
+        let blocks: Vec<Vec<u32>> = (0..)
+            .zip(keys(4000, 0, 7))
+            .map(|(i, block)| block.into_iter().map(|key| (key >> 4) * (i / 400 % 7 + 1)).collect())
+            .collect();
+        let mut all = blocks.concat();
+        all.sort_unstable();
+        let total = all.len() as u64;
+        let sample: Vec<&Vec<u32>> = blocks.iter().skip(13).step_by(40).collect();
+        let found = brackets(&sample, total, &[total / 100 * 98]);
+        let (low, high) = found.spans[0];
+        let key = all[(total / 100 * 98) as usize];
+        assert!(low <= key && key <= high, "{low} {key} {high}");
+        let below = |key| all.partition_point(|&other| other < key) as f64 / total as f64;
+        assert!(below(high) - below(low) < 0.015, "{}", below(high) - below(low));
     }
 
     #[test]

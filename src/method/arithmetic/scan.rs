@@ -91,7 +91,8 @@ pub(super) fn start(
             own.map(|edge| elements - 1 - edge.rank).collect()
         })
         .collect();
-    Box::new(Sample { sketch: Sketch::each(elements, &ranks, tuning.width), search })
+    let blocks = elements.div_ceil(sampling(elements).stride);
+    Box::new(Sample { sketch: Sketch::each(elements, blocks, &ranks, tuning.width), search })
 }
 
 /// What is looked for.
@@ -164,10 +165,11 @@ impl Stage for Sample {
 
     fn add(&self, state: &mut SampleState, block: &Block<'_>, _out: &mut [f32]) {
         state.keys.resize(block.len(), 0);
+        let at = self.search.course.unit.place(block);
         for (i, (row, range)) in block.rows.iter().zip(&self.search.kept).enumerate() {
             if range.is_some() {
                 self.search.course.kernels.magnitude_keys(row, &mut state.keys);
-                self.sketch.add(&mut state.counts, i, &state.keys);
+                self.sketch.add(&mut state.counts, i, at, &state.keys);
             }
         }
     }

@@ -125,6 +125,12 @@ impl Course {
         self.setup.inter() != Inter::Raw
     }
 
+    /// A search for brackets of these ranks in so many rows of the sample.
+    fn sketch(&self, rows: usize, ranks: &[u64]) -> Sketch {
+        let blocks = self.elements.div_ceil(sampling(self.elements).stride);
+        Sketch::new(rows, self.elements, blocks, ranks, self.width())
+    }
+
     fn width(&self) -> f64 {
         self.setup.tuning.width * WIDER.powi(self.round as i32)
     }

@@ -55,7 +55,7 @@ impl Magnitudes {
     pub(super) fn new(course: Course) -> Self {
         let ranks = course.setup.clamp_ranks(course.elements);
         let experts = course.experts.len();
-        let sketch = Sketch::new(experts, course.elements, &ranks, course.width());
+        let sketch = course.sketch(experts, &ranks);
         Self { course, sketch }
     }
 }
@@ -77,9 +77,10 @@ impl Stage for Magnitudes {
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let keys = &mut state.keys[..block.base.len()];
+        let at = self.course.setup.place(block);
         for (i, tau) in block.rows.iter().enumerate() {
             self.course.setup.kernels.magnitude_keys(tau, keys);
-            self.sketch.add(&mut state.counts, i, keys);
+            self.sketch.add(&mut state.counts, i, at, keys);
         }
     }
 
@@ -142,7 +143,7 @@ impl Scores {
         };
         let corners = [corner(Boxed::least), corner(Boxed::greatest)];
         let rows = 2 * boxes.len();
-        let sketch = Sketch::new(rows, course.elements, &[course.rank], course.width());
+        let sketch = course.sketch(rows, &[course.rank]);
         Self { course, spans, boxes, corners, sketch }
     }
 }
@@ -165,12 +166,13 @@ impl Stage for Scores {
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (setup, n, len) = (&self.course.setup, self.boxes.len(), block.base.len());
         let State { counts, keys, scores, scratch } = state;
+        let at = setup.place(block);
         let (keys, scores) = (&mut keys[..len], &mut scores[..n * len]);
         for (corner, bounds) in self.corners.iter().enumerate() {
             setup.kernels.pcb_scores(setup.inter(), block.rows, bounds, scratch, scores);
             for (i, scores) in scores.chunks_exact(len).enumerate() {
                 setup.kernels.score_keys(scores, keys);
-                self.sketch.add(counts, corner * n + i, keys);
+                self.sketch.add(counts, corner * n + i, at, keys);
             }
         }
     }
