@@ -7,7 +7,7 @@ use crate::kernel::moments::{DOT_MOST, GRID, power_of_two, top};
 /// The sum of x_k y_k over any number of `f32` pairs: a dot product, or a squared norm.
 ///
 /// Each product is rounded to a multiple of a fixed fraction of the largest possible one (that of the largest
-/// magnitudes), between 2^-41 and 2^-80 of it, and the rounded terms are added as integers. Which fraction
+/// magnitudes), between 2^-79 and 2^-39 of it, and the rounded terms are added as integers. Which fraction
 /// follows from the largest magnitudes alone, so the sum is the same for any order, tiling and number of
 /// threads. Up to 2^40 terms fit.
 ///
@@ -124,7 +124,7 @@ mod tests {
             let plain: f64 = terms.clone().sum();
             let bound = f64::from(largest(&x)) * f64::from(largest(&y));
             let size: f64 = terms.map(f64::abs).sum();
-            let allowed = x.len() as f64 * (bound * 2f64.powi(-41) + size * f64::EPSILON);
+            let allowed = x.len() as f64 * (bound * 2f64.powi(-40) + size * f64::EPSILON);
             prop_assert!((got.value() - plain).abs() <= allowed, "{} {plain}", got.value());
         }
 
