@@ -20,12 +20,12 @@ say() { echo "$*" >&2; }
 now() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.3f", b - a }'; }
 experts=("$family"/expert1 "$family"/expert2 "$family"/expert3)
-flags=()
-for expert in "${experts[@]}"; do flags+=(--expert "$expert"); done
+flags=() weighted=()
+for expert in "${experts[@]}"; do flags+=(--expert "$expert") weighted+=(--expert "$expert=1"); done
 
 pcb() { target/release/reflow merge --base "$family/base" "${flags[@]}" --out "$out" --quiet "$@" > /dev/null; }
-linear() { target/release/reflow merge --method linear "${flags[@]}" --out "$out" --quiet "$@" > /dev/null; }
-in_64_mib() { benches/e2e/in_cgroup.sh 64 "$@"; }
+linear() { target/release/reflow merge --method linear "${weighted[@]}" --out "$out" --quiet "$@" > /dev/null; }
+in_64_mib() { benches/e2e/in_cgroup.sh 64 "$@" > /dev/null; }
 clean() { rm -rf "$out" "$out.partial"; sync; }
 cold() { clean; echo 3 > /proc/sys/vm/drop_caches; local a; a=$(now); "$@"; since "$a"; }
 warm() { clean; cat "$family"/*/*.safetensors > /dev/null; local a; a=$(now); "$@"; since "$a"; }
