@@ -102,11 +102,6 @@ struct Course {
 }
 
 impl Course {
-    /// The place in the unit of a block's first element.
-    fn place(&self, block: &Block<'_>) -> u64 {
-        self.unit.tensors[block.tensor].first + block.first
-    }
-
     /// The rows with nothing but the selected positions, one after another in `space`, with room for three more rows.
     fn select<'a>(
         &self,
@@ -120,7 +115,7 @@ impl Course {
         let (variances, marks) = rest[..2 * len].split_at_mut(len);
         if let Some(band) = selected {
             kernels.variances(block.rows, variances);
-            band.keep(kernels, self.place(block), variances, marks);
+            band.keep(kernels, self.unit.place(block), variances, marks);
         }
         for (row, out) in block.rows.iter().zip(rows.chunks_exact_mut(len.max(1))) {
             match selected {
@@ -254,7 +249,7 @@ impl Stage for Equals {
         state.variances.resize(block.len(), 0.0);
         kernels.variances(block.rows, &mut state.variances);
         let count = |part: &[f32]| kernels.count_magnitude(part, self.band.to.key);
-        self.places.add(&mut state.counts, self.course.place(block), &state.variances, count);
+        self.places.add(&mut state.counts, self.course.unit.place(block), &state.variances, count);
     }
 
     fn merge(&self, into: &mut EqualState, from: EqualState) {

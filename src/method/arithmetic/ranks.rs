@@ -176,7 +176,7 @@ impl Stage for Equals {
     }
 
     fn add(&self, state: &mut Self::State, block: &Block<'_>, _out: &mut [f32]) {
-        let (kernels, first) = (self.course.kernels, self.course.place(block));
+        let (kernels, first) = (self.course.kernels, self.course.unit.place(block));
         for (search, counts) in self.searches.iter().zip(state) {
             let count = |part: &[f32]| kernels.count_magnitude(part, search.key);
             search.places.add(counts, first, block.rows[search.expert], count);

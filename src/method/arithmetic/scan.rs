@@ -331,7 +331,7 @@ impl Stage for Scan {
 
     fn add(&self, state: &mut ScanState, block: &Block<'_>, _out: &mut [f32]) {
         let ScanState { counted, pile, flags } = state;
-        let (kernels, first) = (self.search.course.kernels, self.search.course.place(block));
+        let (kernels, first) = (self.search.course.kernels, self.search.course.unit.place(block));
         flags.resize(block.len(), 0);
         let edges = self.search.edges().zip(&self.spans).zip(counted);
         for (lane, ((wanted, &span), counted)) in edges.enumerate() {

@@ -22,11 +22,6 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// The place in the unit of a block's first element.
-    pub(super) fn place(&self, block: &Block<'_>) -> u64 {
-        self.unit.tensors[block.tensor].first + block.first
-    }
-
     /// What follows when it is known what is kept of each expert, after so many missed brackets.
     pub(super) fn go_on(self: Arc<Self>, keeps: Vec<Keep>, missed: u64) -> Box<dyn AnyStage> {
         let thins = keeps.iter().any(|keep| !matches!(keep, Keep::All));
@@ -70,7 +65,7 @@ impl Keep {
                 out
             }
             Keep::Band(band) => {
-                band.keep(course.kernels, course.place(block), row, out);
+                band.keep(course.kernels, course.unit.place(block), row, out);
                 out
             }
         }

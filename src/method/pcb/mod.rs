@@ -28,8 +28,8 @@ use std::sync::Arc;
 
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{
-    AnyStage, Block, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling,
-    Strategy, UnitView, Values,
+    AnyStage, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling, Strategy,
+    UnitView, Values,
 };
 use crate::kernel::Kernels;
 use crate::kernel::pcb::{Inter, SHIFT_ABOVE, Tally};
@@ -145,8 +145,7 @@ struct Setup {
     keep: f64,
     experts: usize,
     lambdas: PerTensor<Vec<f32>>,
-    /// Elements of the unit before each tensor.
-    firsts: Vec<u64>,
+    unit: Arc<UnitView>,
     kernels: &'static Kernels,
     tuning: fused::Tuning,
 }
@@ -164,13 +163,13 @@ impl Pcb {
         Self { strategy, ..self }
     }
 
-    fn setup(&self, unit: &UnitView) -> Setup {
+    fn setup(&self, unit: &Arc<UnitView>) -> Setup {
         Setup {
             variant: self.variant,
             keep: self.keep,
             experts: unit.experts,
             lambdas: unit.each_tensor(|values: &Values| values.each_f32("lambda")),
-            firsts: unit.tensors.iter().map(|tensor| tensor.first).collect(),
+            unit: Arc::clone(unit),
             kernels: self.kernels,
             tuning: self.tuning,
         }
@@ -262,11 +261,6 @@ impl Setup {
     /// Fraction of the magnitudes that is clamped at each end.
     fn clamped(&self) -> f64 {
         if self.variant == Variant::A { 0.0001 } else { 0.01 }
-    }
-
-    /// The number of a block's first element in the unit.
-    fn place(&self, block: &Block<'_>) -> u64 {
-        self.firsts.get(block.tensor).copied().unwrap_or(0) + block.first
     }
 
     fn inter(&self) -> Inter {

@@ -77,7 +77,7 @@ impl Stage for Magnitudes {
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let keys = &mut state.keys[..block.base.len()];
-        let at = self.course.setup.place(block);
+        let at = self.course.setup.unit.place(block);
         for (i, tau) in block.rows.iter().enumerate() {
             self.course.setup.kernels.magnitude_keys(tau, keys);
             self.sketch.add(&mut state.counts, i, at, keys);
@@ -166,7 +166,7 @@ impl Stage for Scores {
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (setup, n, len) = (&self.course.setup, self.boxes.len(), block.base.len());
         let State { counts, keys, scores, scratch } = state;
-        let at = setup.place(block);
+        let at = setup.unit.place(block);
         let (keys, scores) = (&mut keys[..len], &mut scores[..n * len]);
         for (corner, bounds) in self.corners.iter().enumerate() {
             setup.kernels.pcb_scores(setup.inter(), block.rows, bounds, scratch, scores);
