@@ -97,8 +97,10 @@ pub trait Method: Send + Sync {
         1
     }
 
-    /// The passes over a unit, the last one being the map.
-    fn passes(&self, unit: &UnitView) -> Vec<&'static str>;
+    /// The passes over a unit, the last one being the map. Methods without statistics have no other.
+    fn passes(&self, _unit: &UnitView) -> Vec<&'static str> {
+        vec!["merge"]
+    }
 
     /// The sample that the first so many of these passes read; the others read everything.
     fn sampled(&self, _unit: &UnitView) -> Option<(usize, Sampling)> {
@@ -106,7 +108,9 @@ pub trait Method: Send + Sync {
     }
 
     /// An upper bound for the bytes of state that one worker holds during any pass.
-    fn state_bytes(&self, unit: &UnitView) -> u64;
+    fn state_bytes(&self, _unit: &UnitView) -> u64 {
+        0
+    }
 
     /// Starts the merge of a unit.
     ///

@@ -38,14 +38,6 @@ impl Method for Passthrough {
         Operand::Value
     }
 
-    fn passes(&self, _unit: &UnitView) -> Vec<&'static str> {
-        vec!["merge"]
-    }
-
-    fn state_bytes(&self, _unit: &UnitView) -> u64 {
-        0
-    }
-
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
         let kernels = self.kernels;
         let scales = unit.each_tensor(|values: &Values| values.each_f32("scale"));
