@@ -1,7 +1,7 @@
 //! Model Breadcrumbs: neither the largest nor the smallest task-vector elements are kept.
 
-use super::{DENSITY, Family, LAMBDA, Thinning, WEIGHT, normalize, rescale};
-use crate::method::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
+use super::{DENSITY, Family, LAMBDA, THINNED, Thinning, WEIGHT, normalize, rescale};
+use crate::method::registry::{Entry, Kind, Parameter, Per, Preset};
 
 const GAMMA: Parameter = Parameter::new(
     "gamma",
@@ -14,31 +14,19 @@ const GAMMA: Parameter = Parameter::new(
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
     name: "breadcrumbs",
-    dialect: None,
     about: "neither the largest nor the smallest elements of each task vector, and their weighted sum",
     source: "arXiv 2312.06795; mergekit 0.1.5",
-    base: BaseUse::Required,
-    models: 1..=usize::MAX,
-    scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
-    reads: (1, 2),
-    random: false,
-    per_expert: Some("weight"),
     parameters: &[WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(false), rescale(false)],
     build: |setup| Family::boxed(setup, false, Thinning::Middle),
+    ..THINNED
 };
 
 /// The same with election of signs.
 pub(crate) static TIES: Entry = Entry {
     name: "breadcrumbs_ties",
-    dialect: None,
     about: "the same elements, an elected sign, and the sum of those that have it",
     source: "arXiv 2312.06795; mergekit 0.1.5",
-    base: BaseUse::Required,
-    models: 1..=usize::MAX,
-    scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
-    reads: (1, 2),
-    random: false,
-    per_expert: Some("weight"),
     parameters: &[WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(false), rescale(false)],
     build: |setup| Family::boxed(setup, true, Thinning::Middle),
+    ..THINNED
 };

@@ -1,7 +1,7 @@
 //! DELLA: task-vector elements are dropped at random, those that are small within their row sooner.
 
-use super::{DENSITY, Family, LAMBDA, Thinning, WEIGHT, normalize, rescale};
-use crate::method::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
+use super::{DENSITY, Family, LAMBDA, THINNED, Thinning, WEIGHT, normalize, rescale};
+use crate::method::registry::{Entry, Kind, Parameter, Per, Preset};
 
 const EPSILON: Parameter = Parameter::new(
     "epsilon",
@@ -14,31 +14,21 @@ const EPSILON: Parameter = Parameter::new(
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
     name: "della",
-    dialect: None,
     about: "random elements of each task vector, larger ones rather, an elected sign, and the mean of those that have it",
     source: "arXiv 2406.11617; mergekit 0.1.5",
-    base: BaseUse::Required,
-    models: 1..=usize::MAX,
-    scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
-    reads: (1, 2),
     random: true,
-    per_expert: Some("weight"),
     parameters: &[WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(true), rescale(true)],
     build: |setup| Family::boxed(setup, true, Thinning::Ranked { seed: setup.seed }),
+    ..THINNED
 };
 
 /// The same without election of signs.
 pub(crate) static LINEAR: Entry = Entry {
     name: "della_linear",
-    dialect: None,
     about: "random elements of each task vector, larger ones rather, and their weighted sum",
     source: "arXiv 2406.11617; mergekit 0.1.5",
-    base: BaseUse::Required,
-    models: 1..=usize::MAX,
-    scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
-    reads: (1, 2),
     random: true,
-    per_expert: Some("weight"),
     parameters: &[WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(false), rescale(true)],
     build: |setup| Family::boxed(setup, false, Thinning::Ranked { seed: setup.seed }),
+    ..THINNED
 };

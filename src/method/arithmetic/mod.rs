@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::band::Edge;
-use super::registry::{Kind, Parameter, Per, Preset, Setup};
+use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope, Setup};
 use super::sampling::sampling;
 use super::{
     AnyStage, BLOCK, Method, MethodError, Operand, Sampling, Strategy, TensorView, UnitView,
@@ -36,6 +36,22 @@ use blend::Blend;
 use drawn::Odds;
 use scan::Tuning;
 use thinned::{Course, Keep};
+
+/// What the lines of the registry have in common where task vectors are thinned out.
+const THINNED: Entry = Entry {
+    name: "",
+    dialect: None,
+    about: "",
+    source: "",
+    base: BaseUse::Required,
+    models: 1..=usize::MAX,
+    scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
+    reads: (1, 2),
+    random: false,
+    per_expert: Some("weight"),
+    parameters: &[],
+    build: |setup| Family::boxed(setup, false, Thinning::Nothing),
+};
 
 const WEIGHT: Parameter =
     Parameter::new("weight", Per::Model, Kind::ANY, Preset::Required, "factor of the task vector");
