@@ -1,53 +1,22 @@
-//! Matches the tensors of base and experts by name and decides what happens to each.
+//! Decides what happens to each tensor of the output, and whether what it is made of fits together.
 
 use safetensors::Dtype;
 
+use super::inputs::Inputs;
+use super::origin::{Origin, Origins, Source};
 use super::problem::{Problem, Problems};
 use super::{Action, PlanError, SourceRef, select::Selection};
 use crate::checkpoint::{Catalog, TensorInfo};
 use crate::kernel::Float;
 use crate::recipe::{Missing, Recipe, Vocab};
 
-/// All checkpoints of a merge, opened, with the names they go by in messages.
-pub struct Inputs {
-    /// The base first, if experts are seen relative to one; then the models, in recipe order.
-    pub catalogs: Vec<Catalog>,
-    /// Whether the first is the base.
-    pub has_base: bool,
-    /// The one that lends names, shapes, config and tensors that are not merged: the base, if there
-    /// is one.
-    pub donor: usize,
-    /// Display names, in the order of `catalogs`.
-    pub labels: Vec<String>,
-}
-
-impl Inputs {
-    /// All checkpoints, in order.
-    pub fn catalogs(&self) -> impl Iterator<Item = &Catalog> {
-        self.catalogs.iter()
-    }
-
-    /// The checkpoint that lends what is not merged.
-    pub fn donor(&self) -> &Catalog {
-        &self.catalogs[self.donor]
-    }
-
-    /// All others, with their positions.
-    fn others(&self) -> impl Iterator<Item = (usize, &Catalog)> {
-        self.catalogs.iter().enumerate().filter(|&(at, _)| at != self.donor)
-    }
-
-    /// Position of a file of checkpoint `checkpoint` among the files of all.
-    pub fn file_index(&self, checkpoint: usize, file: u32) -> u32 {
-        self.catalogs().take(checkpoint).map(|c| c.files.len() as u32).sum::<u32>() + file
-    }
-}
-
 /// One tensor of the output: where its parts come from.
 #[derive(Clone, Debug)]
-pub(super) struct Aligned {
-    /// Index into the donor's catalog.
-    pub index: usize,
+pub(super) struct Aligned<'a> {
+    /// Its name in the output.
+    pub name: Box<str>,
+    /// The donor's tensor, which says of what type and shape it is.
+    pub lent: &'a TensorInfo,
     /// Runs of elements from the start of the tensor, without gaps.
     pub parts: Vec<Part>,
 }
@@ -59,15 +28,15 @@ pub struct Part {
     pub action: Action,
     /// Number of elements (bytes, for [`Action::Copy`]).
     pub elements: u64,
-    /// For [`Action::Merge`] all checkpoints in order; else the donor, and those that must agree with it.
+    /// For [`Action::Merge`] all that take part in order; else the donor, and those that must agree with it.
     pub sources: Vec<SourceRef>,
 }
 
 /// The outcome of matching all tensors.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Alignment {
-    /// The output's tensors, in the donor's name order.
-    pub tensors: Vec<Aligned>,
+pub(super) struct Alignment<'a> {
+    /// The output's tensors, by name.
+    pub tensors: Vec<Aligned<'a>>,
     /// Names of tensors that some expert lacks and that count as unchanged there.
     pub missing: Vec<(String, String)>,
     /// Names of tensors that the base lacks and that are left out: (expert, tensor).
@@ -81,19 +50,21 @@ pub(super) struct Alignment {
 /// # Errors
 /// [`PlanError::Inconsistent`] with everything that does not match, unless the recipe says how
 /// to go on.
-pub(super) fn align(
+pub(super) fn align<'a>(
     recipe: &Recipe,
     inputs: &Inputs,
+    origins: &Origins<'a>,
     selection: &Selection,
-) -> Result<Alignment, PlanError> {
+) -> Result<Alignment<'a>, PlanError> {
     let mut found = Alignment::default();
     let mut problems = Problems::default();
     let matcher = Matcher { recipe, inputs, selection };
-    for (index, tensor) in inputs.donor().tensors.iter().enumerate() {
-        let parts = matcher.parts(tensor, &mut found, &mut problems);
-        found.tensors.push(Aligned { index, parts });
+    for origin in origins.iter() {
+        let parts = matcher.parts(&origin, &mut found, &mut problems);
+        let name = origin.name.into_owned().into_boxed_str();
+        found.tensors.push(Aligned { name, lent: origin.lent, parts });
     }
-    matcher.extras(&mut found, &mut problems);
+    matcher.extras(origins, &mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
     problems.into_result()?;
     Ok(found)
@@ -108,147 +79,136 @@ struct Matcher<'a> {
 impl Matcher<'_> {
     fn parts(
         &self,
-        base: &TensorInfo,
-        found: &mut Alignment,
+        origin: &Origin<'_>,
+        found: &mut Alignment<'_>,
         problems: &mut Problems,
     ) -> Vec<Part> {
-        let float = base.dtype.known().and_then(Float::from_dtype);
+        let float = origin.lent.dtype.known().and_then(Float::from_dtype);
         match float {
-            _ if !self.selection.merges(&base.name) => vec![self.unmerged(base, float)],
-            Some(float) if !self.block_scaled(base) => self.merged(base, float, found, problems),
-            _ => vec![self.copied(base, problems)],
+            _ if !self.selection.merges(&origin.name) => vec![self.unmerged(origin, float)],
+            Some(float) if !self.block_scaled(origin) => {
+                self.merged(origin, float, found, problems)
+            }
+            _ => vec![self.copied(origin, problems)],
         }
     }
 
     /// A tensor that the recipe excludes: the base's, converted if the output type asks for it.
-    fn unmerged(&self, base: &TensorInfo, float: Option<Float>) -> Part {
+    fn unmerged(&self, origin: &Origin<'_>, float: Option<Float>) -> Part {
         match float {
             Some(float) => Part {
                 action: Action::Convert,
-                elements: base.elements(),
-                sources: vec![self.lent(base, float)],
+                elements: origin.lent.elements(),
+                sources: vec![self.lent(origin, float)],
             },
-            None => Self::raw(base, vec![self.lent(base, Float::F8E4M3)], false),
+            None => Self::raw(origin, vec![self.lent(origin, Float::F8E4M3)], false),
         }
     }
 
     /// A tensor that is not a plain float: the base's bytes, if all models agree on them.
-    fn copied(&self, base: &TensorInfo, problems: &mut Problems) -> Part {
-        let mut sources = vec![self.lent(base, Float::F8E4M3)];
-        for (e, expert) in self.inputs.others() {
-            match expert.get(&base.name) {
+    fn copied(&self, origin: &Origin<'_>, problems: &mut Problems) -> Part {
+        let base = origin.lent;
+        let mut sources = vec![self.lent(origin, Float::F8E4M3)];
+        for source in origin.others() {
+            match source.tensor {
                 Some(other) if other.shape == base.shape && other.dtype == base.dtype => {
-                    sources.push(self.source(e, other, Float::F8E4M3));
+                    sources.push(self.source(source.checkpoint, other, Float::F8E4M3));
                 }
-                Some(other) => problems.push(Problem::NotMergeable {
-                    tensor: base.name.to_string(),
-                    dtype: base.dtype.to_string(),
-                    expert: self.label(e),
-                    other: format!("{} {:?}", other.dtype, other.shape),
-                }),
+                Some(other) => problems.push(self.not_mergeable(origin, source, other)),
                 None if self.recipe.missing == Missing::Base => {}
-                None => problems.push(self.missing(e, base)),
+                None => problems.push(self.missing(source)),
             }
         }
-        Self::raw(base, sources, true)
+        Self::raw(origin, sources, true)
     }
 
-    fn raw(base: &TensorInfo, sources: Vec<SourceRef>, check: bool) -> Part {
-        Part { action: Action::Copy { check }, elements: base.len, sources }
+    fn raw(origin: &Origin<'_>, sources: Vec<SourceRef>, check: bool) -> Part {
+        Part { action: Action::Copy { check }, elements: origin.lent.len, sources }
     }
 
     fn merged(
         &self,
-        base: &TensorInfo,
+        origin: &Origin<'_>,
         float: Float,
-        found: &mut Alignment,
+        found: &mut Alignment<'_>,
         problems: &mut Problems,
     ) -> Vec<Part> {
-        let mut sources = vec![(self.inputs.donor, self.lent(base, float))];
+        let base = origin.lent;
+        let mut sources = Vec::with_capacity(origin.sources.len());
         let mut common = base.elements();
-        for (e, expert) in self.inputs.others() {
-            let Some(other) = expert.get(&base.name) else {
+        for (at, source) in origin.sources.iter().enumerate() {
+            if at == origin.donor {
+                sources.push(self.lent(origin, float));
+                continue;
+            }
+            let Some(other) = source.tensor else {
                 if self.recipe.missing == Missing::Base {
-                    found.missing.push((self.label(e), base.name.to_string()));
-                    sources.push((e, self.lent(base, float)));
+                    let label = self.label(source.checkpoint);
+                    found.missing.push((label, source.name.to_string()));
+                    sources.push(self.lent(origin, float));
                 } else {
-                    problems.push(self.missing(e, base));
+                    problems.push(self.missing(source));
                 }
                 continue;
             };
             let Some(other_float) = other.dtype.known().and_then(Float::from_dtype) else {
-                problems.push(Problem::NotMergeable {
-                    tensor: base.name.to_string(),
-                    dtype: base.dtype.to_string(),
-                    expert: self.label(e),
-                    other: format!("{} {:?}", other.dtype, other.shape),
-                });
+                problems.push(self.not_mergeable(origin, source, other));
                 continue;
             };
-            sources.push((e, self.source(e, other, other_float)));
+            sources.push(self.source(source.checkpoint, other, other_float));
             if other.shape == base.shape {
                 continue;
             }
-            let vocabulary = self.is_vocabulary(base, other);
+            let vocabulary = self.is_vocabulary(origin, other);
             if vocabulary && self.recipe.vocab == Vocab::Common {
                 let (rows, columns) = (base.shape[0].min(other.shape[0]), row_len(base));
                 common = common.min(rows * columns);
                 found.warnings.push(format!(
                     "{}: {} has {} rows and the base {}; the {rows} rows both have are merged, \
                      the output keeps the base's rows",
-                    base.name,
-                    self.label(e),
+                    origin.name,
+                    self.label(source.checkpoint),
                     other.shape[0],
                     base.shape[0],
                 ));
             } else {
                 problems.push(Problem::Shape {
-                    tensor: base.name.to_string(),
+                    tensor: origin.name.to_string(),
                     base: base.shape.to_vec(),
-                    expert: self.label(e),
+                    expert: self.label(source.checkpoint),
                     other: other.shape.to_vec(),
                     vocabulary,
                 });
             }
         }
-        // Lent tensors stand where their checkpoint stands.
-        sources.sort_by_key(|source: &(usize, SourceRef)| source.0);
-        let sources = sources.into_iter().map(|(_, source)| source).collect();
-        self.split(base, float, common, sources)
+        self.split(origin, float, common, sources)
     }
 
     /// The part that all models have, and the base's tail.
     fn split(
         &self,
-        base: &TensorInfo,
+        origin: &Origin<'_>,
         float: Float,
         common: u64,
         sources: Vec<SourceRef>,
     ) -> Vec<Part> {
-        let total = base.elements();
-        let mut tail = self.lent(base, float);
+        let total = origin.lent.elements();
+        let mut tail = self.lent(origin, float);
         tail.offset += common * float.size() as u64;
         let merged = Part { action: Action::Merge, elements: common, sources };
         let kept = Part { action: Action::Convert, elements: total - common, sources: vec![tail] };
         [merged, kept].into_iter().filter(|part| part.elements > 0).collect()
     }
 
-    fn extras(&self, found: &mut Alignment, problems: &mut Problems) {
-        for (e, expert) in self.inputs.others() {
-            for tensor in &expert.tensors {
-                if self.inputs.donor().get(&tensor.name).is_some()
-                    || !self.selection.merges(&tensor.name)
-                {
-                    continue;
-                }
-                if self.recipe.missing == Missing::Base {
-                    found.extra.push((self.label(e), tensor.name.to_string()));
-                } else {
-                    problems.push(Problem::Extra {
-                        expert: self.label(e),
-                        tensor: tensor.name.to_string(),
-                    });
-                }
+    fn extras(&self, origins: &Origins<'_>, found: &mut Alignment<'_>, problems: &mut Problems) {
+        for (checkpoint, tensor) in origins.extra() {
+            let (expert, tensor) = (self.label(checkpoint), tensor.to_owned());
+            if !self.selection.merges(&tensor) {
+                continue;
+            }
+            match self.recipe.missing {
+                Missing::Base => found.extra.push((expert, tensor)),
+                Missing::Error => problems.push(Problem::Extra { expert, tensor }),
             }
         }
     }
@@ -281,8 +241,22 @@ impl Matcher<'_> {
         }
     }
 
-    fn missing(&self, expert: usize, base: &TensorInfo) -> Problem {
-        Problem::Missing { expert: self.label(expert), tensor: base.name.to_string() }
+    fn missing(&self, source: &Source<'_>) -> Problem {
+        Problem::Missing { expert: self.label(source.checkpoint), tensor: source.name.to_string() }
+    }
+
+    fn not_mergeable(
+        &self,
+        origin: &Origin<'_>,
+        source: &Source<'_>,
+        other: &TensorInfo,
+    ) -> Problem {
+        Problem::NotMergeable {
+            tensor: origin.name.to_string(),
+            dtype: origin.lent.dtype.to_string(),
+            expert: self.label(source.checkpoint),
+            other: format!("{} {:?}", other.dtype, other.shape),
+        }
     }
 
     fn label(&self, expert: usize) -> String {
@@ -290,8 +264,8 @@ impl Matcher<'_> {
     }
 
     /// The donor's part in a tensor.
-    fn lent(&self, tensor: &TensorInfo, float: Float) -> SourceRef {
-        self.source(self.inputs.donor, tensor, float)
+    fn lent(&self, origin: &Origin<'_>, float: Float) -> SourceRef {
+        self.source(origin.lender(), origin.lent, float)
     }
 
     fn source(&self, checkpoint: usize, tensor: &TensorInfo, float: Float) -> SourceRef {
@@ -300,23 +274,24 @@ impl Matcher<'_> {
     }
 
     /// Whether the tensor's floats are codes that a scale tensor beside it gives a meaning.
-    fn block_scaled(&self, tensor: &TensorInfo) -> bool {
+    fn block_scaled(&self, origin: &Origin<'_>) -> bool {
+        let (tensor, donor) = (origin.lent, &self.inputs.catalogs[origin.lender()]);
         let is_scale = |name: &str| {
             ["_scale_inv", "_scale", "_scale_2"].iter().any(|end| {
-                name.strip_suffix(end).is_some_and(|stem| {
-                    self.inputs.donor().get(stem).is_some_and(|t| t.dtype.bits_at_most(8))
-                })
+                name.strip_suffix(end)
+                    .is_some_and(|stem| donor.get(stem).is_some_and(|t| t.dtype.bits_at_most(8)))
             })
         };
         let has_scale = tensor.dtype.bits_at_most(8)
             && ["_scale_inv", "_scale"]
                 .iter()
-                .any(|end| self.inputs.donor().get(&format!("{}{end}", tensor.name)).is_some());
+                .any(|end| donor.get(&format!("{}{end}", tensor.name)).is_some());
         has_scale || is_scale(&tensor.name)
     }
 
     /// Whether only the number of rows of an embedding-like matrix differs.
-    fn is_vocabulary(&self, base: &TensorInfo, other: &TensorInfo) -> bool {
+    fn is_vocabulary(&self, origin: &Origin<'_>, other: &TensorInfo) -> bool {
+        let base = origin.lent;
         let (Some(&rows), Some(_)) = (base.shape.first(), other.shape.first()) else {
             return false;
         };
@@ -331,11 +306,12 @@ impl Matcher<'_> {
         ]
         .iter()
         .any(|part| base.name.split('.').any(|component| component == *part));
-        let configured = self.inputs.donor().config.as_ref().is_some_and(|config| {
-            let size =
-                |c: &serde_json::Value| c.get("vocab_size").and_then(serde_json::Value::as_u64);
-            size(config) == Some(rows) || config.get("text_config").and_then(size) == Some(rows)
-        });
+        let configured =
+            self.inputs.catalogs[origin.lender()].config.as_ref().is_some_and(|config| {
+                let size =
+                    |c: &serde_json::Value| c.get("vocab_size").and_then(serde_json::Value::as_u64);
+                size(config) == Some(rows) || config.get("text_config").and_then(size) == Some(rows)
+            });
         base.shape[1..] == other.shape[1..] && (named || configured)
     }
 }

@@ -6,6 +6,8 @@
 
 mod align;
 mod budget;
+mod inputs;
+mod origin;
 mod problem;
 mod reading;
 mod select;
@@ -19,8 +21,9 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
-pub use align::{Inputs, Part};
+pub use align::Part;
 pub use budget::Budget;
+pub use inputs::Inputs;
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub use select::Selection;
@@ -33,6 +36,7 @@ use crate::kernel::Float;
 use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
 use crate::recipe::{OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
+use origin::Origins;
 
 /// What is done with a run of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub struct Segment {
     pub action: Action,
     /// Number of elements; bytes for [`Action::Copy`].
     pub elements: u64,
-    /// For [`Action::Merge`] all checkpoints in order; else the donor, and those that must agree with it.
+    /// For [`Action::Merge`] all that take part in order; else the donor, and those that must agree with it.
     pub sources: Box<[SourceRef]>,
     /// Elements that must meet in one block, see [`Method::grain`]; 1 if nothing is merged.
     pub grain: u64,
@@ -228,8 +232,9 @@ impl Plan {
         means: &Means,
     ) -> Result<Self, PlanError> {
         let selection = Selection::new(&recipe.include, &recipe.exclude)?;
-        let alignment = align::align(recipe, inputs, &selection)?;
-        let tensors = out_tensors(recipe, inputs, &alignment);
+        let origins = Origins::whole(inputs);
+        let alignment = align::align(recipe, inputs, &origins, &selection)?;
+        let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
         let mut segments = segments(&alignment, &tensors, &layout);
         let views = views(recipe, &segments, &tensors)?;
@@ -325,26 +330,25 @@ impl Plan {
     }
 }
 
-fn out_tensors(recipe: &Recipe, inputs: &Inputs, alignment: &Alignment) -> Vec<OutTensor> {
+fn out_tensors(recipe: &Recipe, alignment: &Alignment<'_>) -> Vec<OutTensor> {
     let wanted = match recipe.dtype {
         OutputDtype::Keep => None,
         OutputDtype::Bf16 => Some(Dtype::BF16),
         OutputDtype::F16 => Some(Dtype::F16),
         OutputDtype::F32 => Some(Dtype::F32),
     };
-    let tensor = |aligned: &align::Aligned| {
-        let base = &inputs.donor().tensors[aligned.index];
+    let tensor = |aligned: &align::Aligned<'_>| {
         let copied = matches!(aligned.parts[..], [Part { action: Action::Copy { .. }, .. }]);
-        let dtype = match (&base.dtype, wanted) {
+        let dtype = match (&aligned.lent.dtype, wanted) {
             (DType::Known(_), Some(wanted)) if !copied => DType::Known(wanted),
             (dtype, _) => dtype.clone(),
         };
-        OutTensor { name: base.name.clone(), dtype, shape: base.shape.clone() }
+        OutTensor { name: aligned.name.clone(), dtype, shape: aligned.lent.shape.clone() }
     };
     alignment.tensors.iter().map(tensor).collect()
 }
 
-fn segments(alignment: &Alignment, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
+fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (shard, placed) in
         layout.shards.iter().enumerate().flat_map(|(k, s)| s.tensors.iter().map(move |p| (k, p)))

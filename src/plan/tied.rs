@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::align::Inputs;
+use super::inputs::Inputs;
 use crate::checkpoint::{Catalog, TensorInfo};
 
 /// A tensor that may be a copy of another one.
