@@ -9,6 +9,7 @@
 //! rules. Nothing here reads tensor data or knows methods.
 
 mod catalog;
+mod coefficients;
 mod dtype;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -21,6 +22,7 @@ mod natural;
 mod sidecar;
 
 pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};
+pub use coefficients::{Coefficients, parse_order};
 pub use dtype::DType;
 pub use header::{Entry, Header, HeaderError};
 pub use index::{Index, IndexError};

@@ -171,6 +171,12 @@ pub(super) struct RecipeFlags {
     /// Parameter of the method, for all models: a value, a gradient or filters as in YAML; repeat
     #[arg(long = "param", value_name = "NAME=VALUE")]
     pub(super) parameters: Vec<String>,
+    /// File of lambdas or weights: a number for each expert, tensor by tensor (JSON or safetensors)
+    #[arg(long, value_name = "FILE")]
+    pub(super) coefficients: Option<PathBuf>,
+    /// File that names the tensors of coefficients in positional form, one a line
+    #[arg(long, value_name = "FILE", requires = "coefficients")]
+    pub(super) coefficients_order: Option<PathBuf>,
     /// Seed of methods that draw random numbers [default: 0]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,

@@ -8,7 +8,8 @@ use super::args::{RecipeArgs, RecipeFlags, RunArgs};
 use crate::method::Value;
 use crate::method::registry::BaseUse;
 use crate::recipe::{
-    Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, locate, mergekit,
+    Coefficients, Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, locate,
+    mergekit,
 };
 
 /// The recipe that file or flags describe, with what looks suspicious in the file.
@@ -24,6 +25,10 @@ pub(super) fn recipe(args: &RecipeArgs) -> Result<(Recipe, Vec<String>), RecipeE
         flags.base.as_deref().map(|base| base.to_str().map_or_else(|| base.to_owned(), place));
     let mut recipe = Recipe::new(method, base, models.collect());
     recipe.parameters = parameters(flags)?;
+    if let Some(path) = flags.coefficients.clone() {
+        let given = Coefficients::at(path, flags.coefficients_order.clone());
+        recipe.coefficients = Some(given.read(recipe.models.len())?);
+    }
     recipe.seed = flags.seed.unwrap_or(0);
     if let Some(scope) = flags.scope {
         recipe.scope = scope;

@@ -263,6 +263,10 @@ impl Job {
         let paths = self.recipe.checkpoints().map(Path::to_owned);
         let labels: Vec<(PathBuf, String)> = paths.zip(self.plan.labels.iter().cloned()).collect();
         self.recipe.to_yaml(|path| {
+            // As the output has them, in which every row has its name.
+            if self.recipe.coefficients.as_ref().is_some_and(|given| given.path == path) {
+                return publish::COEFFICIENTS.to_owned();
+            }
             labels.iter().find(|(p, _)| p == path).map_or_else(String::new, |(_, l)| l.clone())
         })
     }

@@ -21,6 +21,7 @@ use crate::recipe::{Model, OutputDtype};
 
 const INDEX: &str = "model.safetensors.index.json";
 const RECIPE: &str = "reflow_recipe.yml";
+pub(super) const COEFFICIENTS: &str = "reflow_coefficients.json";
 const CONFIG: &str = "config.json";
 const CARD: &str = "README.md";
 
@@ -31,6 +32,7 @@ const CARD: &str = "README.md";
 pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
     let mut names = donated(job)?;
     names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
+    names.extend(job.recipe.coefficients.as_ref().map(|_| COEFFICIENTS.to_owned()));
     names.sort();
     names.dedup();
     Ok(names)
@@ -62,6 +64,9 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         write(&name, &bytes)?;
     }
     write(RECIPE, job.published_recipe().as_bytes())?;
+    if let Some(coefficients) = &job.recipe.coefficients {
+        write(COEFFICIENTS, coefficients.to_json().as_bytes())?;
+    }
     write(CARD, job.model_card().render().as_bytes())?;
     if let Some(config) = &job.inputs.donor().config {
         write(CONFIG, config_json(config, out_dtype(job), untied(job)).as_bytes())?;
@@ -167,7 +172,8 @@ fn parameters(job: &Job, model: &Model) -> String {
             Some(Preset::Number(number)) => Some(number.to_string()),
             _ => None,
         };
-        if let Some(value) = common.or_else(default) {
+        let coefficients = job.recipe.coefficients.as_ref().map(|_| format!("by {COEFFICIENTS}"));
+        if let Some(value) = coefficients.or(common).or_else(default) {
             shown.insert(0, format!("{name} {value}"));
         }
     }

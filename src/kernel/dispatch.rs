@@ -281,6 +281,11 @@ kernels! {
         rows: &[&[f32]], votes: &[f32], tie: f32, counts: &mut [f32], out: &mut [f32],
     ) = ties::disjoint_sum;
 
+    /// The same sum, each element multiplied by its row's weight.
+    fn disjoint_weighted(
+        rows: &[&[f32]], votes: &[f32], tie: f32, weights: &[f32], out: &mut [f32],
+    ) = ties::disjoint_weighted;
+
     /// The same with the element of the largest magnitude instead of the sum.
     fn disjoint_max(rows: &[&[f32]], votes: &[f32], tie: f32, out: &mut [f32])
         = ties::disjoint_max;

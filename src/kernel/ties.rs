@@ -39,6 +39,25 @@ pub(super) fn disjoint_sum(
     }
 }
 
+/// The same sum, each element multiplied by its row's weight.
+#[inline(always)]
+pub(super) fn disjoint_weighted(
+    rows: &[&[f32]],
+    votes: &[f32],
+    tie: f32,
+    weights: &[f32],
+    out: &mut [f32],
+) {
+    out.fill(0.0);
+    for (row, &weight) in rows.iter().zip(weights) {
+        for ((sum, &x), &vote) in out.iter_mut().zip(*row).zip(votes) {
+            let sign = if vote == 0.0 { tie } else { vote };
+            let agrees = if sign > 0.0 { x > 0.0 } else { x < 0.0 };
+            *sum += weight * if agrees { x } else { 0.0 };
+        }
+    }
+}
+
 /// The same with the element of the largest magnitude instead of the sum; zero where `votes` and `tie` are.
 #[inline(always)]
 pub(super) fn disjoint_max(rows: &[&[f32]], votes: &[f32], tie: f32, out: &mut [f32]) {
@@ -76,6 +95,8 @@ mod tests {
                 let [mut counts, mut sums, mut most] = [(); 3].map(|()| vec![9.0f32; len]);
                 kernels.disjoint_sum(&rows, &votes, tie, &mut counts, &mut sums);
                 kernels.disjoint_max(&rows, &votes, tie, &mut most);
+                let (weights, mut weighted) = ([0.5f32, -1.25, 3.0], vec![9.0f32; len]);
+                kernels.disjoint_weighted(&rows, &votes, tie, &weights, &mut weighted);
                 let above = votes.iter().filter(|v| **v > 0.0).count() as u64;
                 let below = votes.iter().filter(|v| **v < 0.0).count() as u64;
                 assert_eq!(kernels.signs(&votes), [above, below]);
@@ -86,6 +107,9 @@ mod tests {
                         .collect();
                     assert_eq!(sums[k], agree.iter().sum::<f32>());
                     assert_eq!(counts[k], agree.len().max(1) as f32);
+                    let terms = rows.iter().zip(weights).map(|(row, weight)| (row[k], weight));
+                    let terms = terms.filter(|(x, _)| agree.contains(x));
+                    assert_eq!(weighted[k], terms.map(|(x, weight)| weight * x).sum::<f32>());
                     let largest = agree.iter().fold(0.0f32, |most, x| most.max(x.abs()));
                     assert_eq!(most[k], largest * sign, "{k} {tie}");
                 }

@@ -12,6 +12,7 @@
 //! The state of a stage is a monoid: [`Stage::empty`], [`Stage::add`], [`Stage::merge`]. A pass
 //! may therefore be cut into any tiles on any number of threads.
 
+mod adamerging;
 mod arcee_fusion;
 mod arithmetic;
 mod band;

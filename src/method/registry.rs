@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
-    Method, Strategy, Values, arcee_fusion, arithmetic, linear, nearswap, passthrough, pcb, ram,
-    sce, ties,
+    Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, linear, nearswap, passthrough,
+    pcb, ram, sce, ties,
 };
 use crate::kernel::Kernels;
 
@@ -18,6 +18,8 @@ pub static ENTRIES: &[&Entry] = &[
     &arithmetic::task_arithmetic::ENTRY,
     &arithmetic::ties::ENTRY,
     &ties::ENTRY,
+    &adamerging::ENTRY,
+    &adamerging::PLUS,
     &arithmetic::dare::ENTRY,
     &arithmetic::dare::TIES,
     &arithmetic::della::ENTRY,

@@ -7,14 +7,8 @@ use crate::method::{
     AnyStage, Block, Held, MethodError, Next, State, UnitView, Values, block_len, run_in_memory,
 };
 
-fn setup(kernels: &'static Kernels, base: bool) -> Setup {
-    Setup {
-        kernels,
-        base,
-        seed: 0,
-        strategy: method::Strategy::default(),
-        values: Values::default(),
-    }
+fn setup(kernels: &'static Kernels, base: bool, values: &Values) -> Setup {
+    Setup { kernels, base, seed: 0, strategy: method::Strategy::default(), values: values.clone() }
 }
 
 /// A merge of one tensor in memory.
@@ -26,7 +20,7 @@ pub(super) fn merged(
     rows: &[&[f32]],
 ) -> Result<Vec<f32>, MethodError> {
     let kernels = Kernels::available().last().unwrap();
-    let method = (entry.build)(&setup(kernels, !base.is_empty()));
+    let method = (entry.build)(&setup(kernels, !base.is_empty(), &values));
     let unit = UnitView::tensor("w", shape, values);
     run_in_memory(&*method, &unit, base, rows).map(|(merged, _)| merged)
 }
@@ -40,7 +34,7 @@ pub(super) fn in_tiles(
     (base, rows): (&[f32], &[&[f32]]),
     (tile, threads): (usize, usize),
 ) -> Vec<f32> {
-    let method = (entry.build)(&setup(kernels, !base.is_empty()));
+    let method = (entry.build)(&setup(kernels, !base.is_empty(), values));
     let unit = UnitView::tensor("w", shape, values.clone());
     let grain = method.grain(&unit.tensors[0]);
     let block = block_len(grain);

@@ -3,7 +3,8 @@
 //! ```text
 //! thresholds (2 passes)   t_i = the rank d - trunc(d K) - 1 of |tau_i|
 //! signs      (1 pass)     how many sums of trimmed elements are above and below zero: their majority
-//! map        (1 pass)     out = base + lambda * mean, sum or largest of those that have the elected sign
+//! map        (1 pass)     out = base + lambda * mean, sum or largest of those that have the elected sign,
+//!                         or base + sum of lambda_i times each of them (AdaMerging++)
 //! ```
 //! The code is github.com/prateeky2806/ties-merging, `src/utils/merge_utils.py`.
 
@@ -53,16 +54,18 @@ pub(crate) static ENTRY: Entry = Entry {
     build: |setup| {
         let combine = Combine::named(setup.values.word("combine"));
         let density = setup.values.number("density");
-        Box::new(Ties { kernels: setup.kernels, density, combine })
+        Ties::boxed(setup.kernels, density, combine)
     },
 };
 
 /// What is taken of the elements that agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Combine {
+pub(super) enum Combine {
     Mean,
     Sum,
     Max,
+    /// All of them, each times its expert's own lambda.
+    Each,
 }
 
 impl Combine {
@@ -75,13 +78,22 @@ impl Combine {
     }
 }
 
-struct Ties {
+pub(super) struct Ties {
     kernels: &'static Kernels,
     density: f64,
     combine: Combine,
 }
 
 impl Ties {
+    /// The method that keeps the fraction `density` of each expert.
+    pub(super) fn boxed(
+        kernels: &'static Kernels,
+        density: f64,
+        combine: Combine,
+    ) -> Box<dyn Method> {
+        Box::new(Self { kernels, density, combine })
+    }
+
     /// The rank of the threshold, counted from 0; `None` if everything is kept.
     fn rank(&self, elements: u64) -> Option<u64> {
         // A float cast to an integer truncates, as Python's int() does.
@@ -117,7 +129,12 @@ impl Method for Ties {
             kernels: self.kernels,
             combine: self.combine,
             elements: unit.elements,
-            lambdas: unit.each_tensor(|values: &Values| values.number("lambda") as f32),
+            lambdas: unit.each_tensor(|values: &Values| match self.combine {
+                Combine::Each => values.each_f32("lambda"),
+                Combine::Mean | Combine::Sum | Combine::Max => {
+                    vec![values.number("lambda") as f32]
+                }
+            }),
         });
         Ok(match self.rank(unit.elements) {
             Some(rank) => {
@@ -133,7 +150,8 @@ struct Course {
     kernels: &'static Kernels,
     combine: Combine,
     elements: u64,
-    lambdas: PerTensor<f32>,
+    /// One for all experts; with [`Combine::Each`] one for each.
+    lambdas: PerTensor<Vec<f32>>,
 }
 
 impl Course {
@@ -275,6 +293,8 @@ impl Stage for Signs {
         Ok(Next::stage(Map::new(course.elements, move |block, scratch, out| {
             let trimmed = course.trim(block, &least, scratch.space());
             let (kernels, Trimmed { rows, votes, counts }) = (course.kernels, trimmed);
+            let lambdas = course.lambdas.get(block.tensor);
+            let mut factor = lambdas[0];
             match course.combine {
                 Combine::Max => kernels.disjoint_max(&rows, votes, majority, out),
                 Combine::Sum => kernels.disjoint_sum(&rows, votes, majority, counts, out),
@@ -282,8 +302,12 @@ impl Stage for Signs {
                     kernels.disjoint_sum(&rows, votes, majority, counts, out);
                     kernels.divide(counts, out);
                 }
+                Combine::Each => {
+                    kernels.disjoint_weighted(&rows, votes, majority, lambdas, out);
+                    factor = 1.0;
+                }
             }
-            kernels.add_base(block.base, *course.lambdas.get(block.tensor), out);
+            kernels.add_base(block.base, factor, out);
         })))
     }
 }

@@ -1,5 +1,6 @@
 //! What a method is told about the elements it merges: tensors, and its parameters in each.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Block, MethodError};
@@ -163,15 +164,12 @@ impl UnitView {
     /// Something that follows from the parameters, for each tensor. Computed once for all tensors that
     /// have the same parameters.
     pub fn each_tensor<T>(&self, mut derive: impl FnMut(&Values) -> T) -> PerTensor<T> {
-        let mut seen: Vec<&Arc<Values>> = Vec::new();
+        let mut seen: HashMap<*const Values, usize> = HashMap::new();
         let mut per = PerTensor { which: Vec::with_capacity(self.tensors.len()), all: Vec::new() };
         for tensor in &self.tensors {
-            // Neighbours are usually alike.
-            let known = seen.iter().rposition(|values| Arc::ptr_eq(values, &tensor.values));
-            let at = known.unwrap_or_else(|| {
-                seen.push(&tensor.values);
+            let at = *seen.entry(Arc::as_ptr(&tensor.values)).or_insert_with(|| {
                 per.all.push(derive(&tensor.values));
-                seen.len() - 1
+                per.all.len() - 1
             });
             per.which.push(at as u32);
         }

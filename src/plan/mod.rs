@@ -34,7 +34,7 @@ pub use units::{Positions, Unit, layer};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
 use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
-use crate::recipe::{OutputDtype, Place, Recipe, RecipeError};
+use crate::recipe::{Coefficients, Matched, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
 use origin::Origins;
 
@@ -237,7 +237,12 @@ impl Plan {
         let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
         let mut segments = segments(&alignment, &tensors, &layout);
-        let views = views(recipe, &segments, &tensors)?;
+        let merged: Vec<&str> = (segments.iter().filter(|s| s.action == Action::Merge))
+            .map(|segment| &*tensors[segment.tensor as usize].name)
+            .collect();
+        let known = |name: &str| inputs.catalogs().any(|catalog| catalog.get(name).is_some());
+        let coefficients = recipe.coefficients_of(&merged, known)?;
+        let views = views(recipe, &segments, &tensors, &coefficients)?;
         let units = units::units(recipe.scope, recipe.models.len(), views.into_iter());
         if units.is_empty() {
             return Err(PlanError::Nothing);
@@ -253,9 +258,8 @@ impl Plan {
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings;
-        let merged = units.iter().flat_map(|unit| &unit.view.tensors);
-        let merged: Vec<&str> = merged.map(|tensor| &*tensor.name).collect();
         warnings.extend(recipe.idle_filters(&merged));
+        warnings.extend(coefficients.warnings);
         warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
         warnings.extend(layout.warnings.iter().cloned());
         Ok(Self {
@@ -388,13 +392,18 @@ fn views(
     recipe: &Recipe,
     segments: &[Segment],
     tensors: &[OutTensor],
+    coefficients: &Matched<'_>,
 ) -> Result<Vec<(u32, TensorView)>, RecipeError> {
     let positions = Positions::new(tensors.iter().map(|tensor| &*tensor.name));
     let mut known: HashMap<String, Arc<Values>> = HashMap::new();
     let mut views = Vec::new();
     for (i, segment) in (0..).zip(segments).filter(|(_, s)| s.action == Action::Merge) {
         let tensor = &tensors[segment.tensor as usize];
-        let place = Place { tensor: &tensor.name, t: positions.of(&tensor.name) };
+        let place = Place {
+            tensor: &tensor.name,
+            t: positions.of(&tensor.name),
+            coefficients: coefficients.get(&tensor.name),
+        };
         let values = recipe.values(place)?;
         let values = known.entry(format!("{values:?}")).or_insert_with(|| Arc::new(values)).clone();
         let mut shape: Box<[u64]> = (*tensor.shape).into();
@@ -429,7 +438,9 @@ fn demand(
         input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
         output_bytes: widest(|s| u64::from(s.out_size)),
         state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2),
-        catalog_bytes: tensors as u64 * 320 + segments.len() as u64 * 160,
+        catalog_bytes: tensors as u64 * 320
+            + segments.len() as u64 * 160
+            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())
             .flatten(),

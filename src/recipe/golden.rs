@@ -24,7 +24,8 @@ fn evaluated(case: &Json) -> Result<(Recipe, Vec<Values>), RecipeError> {
     let _warnings = recipe.validate()?;
     let tensors = tensors(case);
     let positions = Positions::new(tensors.iter().copied());
-    let places = tensors.iter().map(|tensor| Place { tensor, t: positions.of(tensor) });
+    let places =
+        tensors.iter().map(|tensor| Place { tensor, t: positions.of(tensor), coefficients: None });
     let values = places.map(|place| recipe.values(place)).collect::<Result<_, _>>()?;
     Ok((recipe, values))
 }

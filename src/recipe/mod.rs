@@ -3,6 +3,7 @@
 //! A [`Recipe`] holds everything that decides the bytes of the output, and nothing else; how it is
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
+mod coefficients;
 mod filters;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -27,6 +28,7 @@ use crate::method::Value;
 use crate::method::registry::{self, BaseUse, Entry};
 
 pub use crate::method::Scope;
+pub use coefficients::{Coefficients, Matched};
 pub use hub::locate;
 pub use parameters::{Parameters, Place};
 pub use setting::{Filtered, Setting};
@@ -146,6 +148,8 @@ pub struct Recipe {
     pub method: &'static Entry,
     /// Parameters for all models.
     pub parameters: Parameters,
+    /// Numbers in place of the method's [`Entry::per_expert`] parameter, tensor by tensor.
+    pub coefficients: Option<Coefficients>,
     /// Over what statistics are taken.
     pub scope: Scope,
     /// The seed of random methods.
@@ -222,6 +226,7 @@ impl Recipe {
             models,
             method,
             parameters: Parameters::default(),
+            coefficients: None,
             scope: method.scopes.first().copied().unwrap_or_default(),
             seed: 0,
             include: Vec::new(),
@@ -297,6 +302,9 @@ impl Recipe {
                 let _infallible = write!(text, ", {} {value}", parameter.name);
             }
         }
+        if let (Some(_), Some(name)) = (&self.coefficients, self.method.per_expert) {
+            let _infallible = write!(text, ", {name} from a file of coefficients");
+        }
         if self.method.random {
             let _infallible = write!(text, ", seed {}", self.seed);
         }
@@ -349,6 +357,7 @@ impl Recipe {
             return value("scope", reason);
         }
         self.check_models()?;
+        self.check_coefficients()?;
         let mut warnings = self.check_parameters()?;
         if self.seed != 0 && !self.method.random {
             warnings.push(format!("{name} draws no random numbers; the seed has no effect"));

@@ -55,6 +55,8 @@ pub struct Place<'a> {
     pub tensor: &'a str,
     /// Its position: 0 in the first layer, 1 in the last, 0 outside layers.
     pub t: f64,
+    /// Numbers for each model, in place of a parameter of the method: see [`Recipe::coefficients_of`].
+    pub coefficients: Option<&'a [f64]>,
 }
 
 impl Recipe {
@@ -100,6 +102,15 @@ impl Recipe {
                     let value = evaluate(parameter, None, "all models")?;
                     values.shared.push((parameter.name, value));
                 }
+                Per::Model
+                    if Some(parameter.name) == self.method.per_expert
+                        && place.coefficients.is_some() =>
+                {
+                    let numbers = place.coefficients.unwrap_or_default();
+                    for (expert, &number) in values.experts.iter_mut().zip(numbers) {
+                        expert.push((parameter.name, typed(parameter, &Value::Number(number))?));
+                    }
+                }
                 Per::Model => {
                     for (expert, model) in values.experts.iter_mut().zip(&self.models) {
                         let who = model.path.display().to_string();
@@ -122,7 +133,9 @@ impl Recipe {
         }
         // Filters may leave gaps, which the tensors' names show: see `values`.
         for parameter in self.method.parameters.iter().filter(|p| p.preset == Preset::Required) {
-            if self.parameters.get(parameter.name).is_some() {
+            let in_file =
+                self.coefficients.is_some() && self.method.per_expert == Some(parameter.name);
+            if in_file || self.parameters.get(parameter.name).is_some() {
                 continue;
             }
             let lacks = |model: &&super::Model| model.parameters.get(parameter.name).is_none();

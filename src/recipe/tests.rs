@@ -84,7 +84,7 @@ fn the_habits_of_mergekit_recipes_are_understood() {
          dtype: float32\nshard_size: 2GB\n",
     )
     .unwrap();
-    let values = recipe.values(super::Place { tensor: "w", t: 0.0 }).unwrap();
+    let values = recipe.values(super::Place { tensor: "w", t: 0.0, coefficients: None }).unwrap();
     assert_eq!(values.each("lambda"), [1.5, 2.0]);
     assert_eq!(recipe.merge_values().unwrap().number("keep"), 0.1);
     assert_eq!(recipe.dtype, OutputDtype::F16);

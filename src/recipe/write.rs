@@ -47,6 +47,15 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
             key(name, format!("[{}]", list.join(", ")));
         }
     }
+    if let Some(given) = &recipe.coefficients {
+        let path = quoted(&name(&given.path));
+        // What they say is part of the recipe, wherever they lie.
+        key("coefficients", format!("{path} # BLAKE3 {}", given.hash()));
+        let order = given.order.as_deref().map(&name).filter(|order| !order.is_empty());
+        if let Some(order) = order {
+            key("coefficients_order", quoted(&order));
+        }
+    }
     key("shard_size", recipe.shard_size.to_string());
     key("missing", recipe.missing.word().to_owned());
     key("vocab", recipe.vocab.word().to_owned());

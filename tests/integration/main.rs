@@ -6,6 +6,7 @@
 mod support;
 
 mod cli;
+mod coefficients;
 mod failures;
 mod malformed;
 mod matching;

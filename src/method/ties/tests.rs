@@ -43,7 +43,7 @@ fn reference(taus: &[Vec<f32>], density: f64, combine: Combine) -> Vec<f32> {
             let sum = kept.iter().fold(0.0f32, |sum, x| sum + x);
             match combine {
                 Combine::Mean => sum / kept.len().max(1) as f32,
-                Combine::Sum => sum,
+                Combine::Sum | Combine::Each => sum,
                 Combine::Max => kept.iter().fold(0.0f32, |most, x| most.max(x.abs())) * elected,
             }
         })

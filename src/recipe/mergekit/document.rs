@@ -26,7 +26,7 @@ const SCHEMA: [&str; 12] = [
 ];
 
 /// Keys of reflow: what flags say beside the schema.
-const OWN: [&str; 9] = [
+const OWN: [&str; 11] = [
     "include",
     "exclude",
     "shard_size",
@@ -36,6 +36,8 @@ const OWN: [&str; 9] = [
     "lenient",
     "count_aliases",
     "copy_code",
+    "coefficients",
+    "coefficients_order",
 ];
 
 /// A recipe as it is written.

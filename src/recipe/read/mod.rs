@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::mergekit::{self, Assignments, Body, Document, Dtype, Input, ModelReference, Place};
 use super::{
-    Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting, Words, hub,
-    suggestion,
+    Coefficients, Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting,
+    Words, hub, suggestion,
 };
 use crate::method::Value;
 use crate::method::registry::{BaseUse, Entry, Per, Preset};
@@ -49,10 +49,14 @@ pub(super) fn file(path: &Path) -> Result<(Recipe, Vec<String>), RecipeError> {
         locate: &hub::locate,
         method: Recipe::method,
     };
-    parse(path, &text, &around)
+    let (mut recipe, warnings) = parse(path, &text, &around)?;
+    if let Some(coefficients) = recipe.coefficients.take() {
+        recipe.coefficients = Some(coefficients.read(recipe.models.len())?);
+    }
+    Ok((recipe, warnings))
 }
 
-/// Reads a text; `path` is for messages.
+/// Reads a text; `path` is for messages. A file of coefficients that it names is not read.
 pub(super) fn parse(
     path: &Path,
     text: &str,
@@ -314,6 +318,18 @@ impl Reader<'_> {
                 }
             };
         }
+        let file = |key: &str| own.get(key).map(|(text, _)| PathBuf::from(text));
+        recipe.coefficients = match (file("coefficients"), file("coefficients_order")) {
+            (Some(path), order) => Some(Coefficients::at(path, order)),
+            (None, None) => None,
+            (None, Some(_)) => {
+                let at = own.get("coefficients_order").map(|(_, at)| at).unwrap_or_default();
+                return Err(self.at(
+                    at,
+                    "`coefficients_order` names the rows of `coefficients`, which is missing",
+                ));
+            }
+        };
         Ok(())
     }
 
