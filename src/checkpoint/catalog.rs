@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::DType;
+use super::adapter::{self, Adapted};
 use super::header::{Header, HeaderError, MAX_HEADER};
 use super::index::{self, Index, IndexError};
 use crate::patience::patiently;
@@ -28,7 +29,7 @@ pub struct OpenOptions {
 }
 
 /// One tensor of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// Name.
     pub name: Box<str>,
@@ -42,6 +43,8 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Number of bytes.
     pub len: u64,
+    /// What an adapter does to it.
+    pub adapted: Option<Box<Adapted>>,
 }
 
 impl TensorInfo {
@@ -71,12 +74,35 @@ pub struct ShardFile {
     pub header_sha256: String,
 }
 
+impl ShardFile {
+    /// A file by what the system says of it, and by the bytes before its data.
+    pub(super) fn new(
+        path: &Path,
+        name: &str,
+        meta: &Metadata,
+        header_len: u64,
+        header_sha256: String,
+    ) -> Self {
+        Self {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            len: meta.len(),
+            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            inode: meta.ino(),
+            header_len,
+            header_sha256,
+        }
+    }
+}
+
 /// One checkpoint: its tensors and where they lie.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     /// Its directory.
     pub root: PathBuf,
-    /// Its shards, sorted by name.
+    /// The directory of the adapter that it has taken in.
+    pub adapter: Option<PathBuf>,
+    /// Its shards, sorted by name; then those of its adapter.
     pub files: Vec<ShardFile>,
     /// Its tensors, sorted by name.
     pub tensors: Vec<TensorInfo>,
@@ -96,6 +122,22 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// It is no directory with an adapter.
+    #[error("{path} is not a LoRA adapter: {reason}")]
+    NotAnAdapter {
+        /// Path.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// An adapter that is malformed, not supported, or not for this model.
+    #[error("{path} {reason}")]
+    Adapter {
+        /// Path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// It is a pipe, a device, ..
     #[error("{path} is neither a directory nor a regular file")]
@@ -156,8 +198,14 @@ impl Catalog {
         } else {
             return Err(CheckpointError::NotRegular { path: path.to_owned() });
         };
-        let mut catalog =
-            Self { config: config(&root)?, root, files: Vec::new(), tensors: Vec::new(), warnings };
+        let mut catalog = Self {
+            config: config(&root)?,
+            root,
+            adapter: None,
+            files: Vec::new(),
+            tensors: Vec::new(),
+            warnings,
+        };
         for name in names {
             catalog.add_shard(&name, options)?;
         }
@@ -181,30 +229,10 @@ impl Catalog {
 
     fn add_shard(&mut self, name: &str, options: OpenOptions) -> Result<(), CheckpointError> {
         let path = self.root.join(name);
-        let (file, meta) = open_regular(&path)?;
-        let (header, bytes) =
-            read_header(&file, &meta, options.lenient).map_err(|e| e.at(&path))?;
-        let header_len = bytes.len() as u64;
-        let number = self.files.len() as u32;
-        self.warnings
-            .extend(header.warnings.iter().map(|text| format!("{}: {text}", path.display())));
-        self.tensors.extend(header.entries.into_iter().map(|entry| TensorInfo {
-            name: entry.name,
-            dtype: entry.dtype,
-            shape: entry.shape,
-            file: number,
-            offset: header_len + entry.start,
-            len: entry.end - entry.start,
-        }));
-        self.files.push(ShardFile {
-            path,
-            name: name.to_owned(),
-            len: meta.len(),
-            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
-            inode: meta.ino(),
-            header_len,
-            header_sha256: hex(&Sha256::digest(&bytes)),
-        });
+        let (file, tensors, warnings) = read_shard(&path, name, self.files.len() as u32, options)?;
+        self.warnings.extend(warnings);
+        self.tensors.extend(tensors);
+        self.files.push(file);
         Ok(())
     }
 
@@ -306,6 +334,12 @@ fn shards_of(
         }
     }
     found.sort();
+    if adapter::is_adapter(dir) && found.iter().all(|name| name.starts_with("adapter_")) {
+        return Err(CheckpointError::NotACheckpoint {
+            path: dir.to_owned(),
+            reason: "it is a LoRA adapter; name it behind its model, MODEL+ADAPTER".to_owned(),
+        });
+    }
     let not = |reason: &str| CheckpointError::NotACheckpoint {
         path: dir.to_owned(),
         reason: reason.to_owned(),
@@ -362,6 +396,31 @@ fn read_index(path: &Path) -> Result<Index, CheckpointError> {
     Index::parse(&json).map_err(wrap)
 }
 
+/// Opens one file as number `number`: the file, its tensors, and what to warn of.
+pub(super) fn read_shard(
+    path: &Path,
+    name: &str,
+    number: u32,
+    options: OpenOptions,
+) -> Result<(ShardFile, Vec<TensorInfo>, Vec<String>), CheckpointError> {
+    let (file, meta) = open_regular(path)?;
+    let (header, bytes) = read_header(&file, &meta, options.lenient).map_err(|e| e.at(path))?;
+    let header_len = bytes.len() as u64;
+    let warnings = header.warnings.iter().map(|text| format!("{}: {text}", path.display()));
+    let tensors = header.entries.into_iter().map(|entry| TensorInfo {
+        name: entry.name,
+        dtype: entry.dtype,
+        shape: entry.shape,
+        file: number,
+        offset: header_len + entry.start,
+        len: entry.end - entry.start,
+        adapted: None,
+    });
+    let hash = hex(&Sha256::digest(&bytes));
+    let shard = ShardFile::new(path, name, &meta, header_len, hash);
+    Ok((shard, tensors.collect(), warnings.collect()))
+}
+
 enum ReadError {
     Io(io::Error),
     Header(HeaderError),
@@ -401,7 +460,7 @@ fn read_header(
 }
 
 /// Opens a regular file, links followed, without waiting for a pipe's other end.
-fn open_regular(path: &Path) -> Result<(File, Metadata), CheckpointError> {
+pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata), CheckpointError> {
     let mut options = File::options();
     let options = options.read(true).custom_flags(libc::O_NONBLOCK);
     let file = patiently(|| options.open(path)).map_err(|e| io_error(path, e))?;
@@ -446,11 +505,11 @@ fn is_pickle(name: &str) -> bool {
     [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end))
 }
 
-fn io_error(path: &Path, source: io::Error) -> CheckpointError {
+pub(super) fn io_error(path: &Path, source: io::Error) -> CheckpointError {
     CheckpointError::Io { path: path.to_owned(), source }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _infallible = write!(text, "{byte:02x}");

@@ -8,6 +8,7 @@
 //! What is accepted is a subset of what the specification allows; `docs/formats.md` lists the
 //! rules. Nothing here reads tensor data or knows methods.
 
+mod adapter;
 mod catalog;
 mod coefficients;
 mod dtype;
@@ -21,6 +22,7 @@ mod model_card;
 mod natural;
 mod sidecar;
 
+pub use adapter::{Adapted, Adapter, Factor, LowRank, Product, is_adapter};
 pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};
 pub use coefficients::{Coefficients, parse_order};
 pub use dtype::DType;

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use super::bracket::{self, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
+use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{blend, divergence, keys, math, moments, products, ram, random, sce, thin, ties};
 
@@ -157,6 +158,12 @@ kernels! {
     /// Decodes an expert's `bytes` and subtracts `base`: a block of its task vector.
     fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32])
         = dtype::decode_minus_base;
+
+    /// Adds `scale * left x right` to a run of elements that begins with element `first` of the matrix.
+    fn add_low_rank(product: &LowRank, first: u64, values: &mut [f32]) = low_rank::add_low_rank;
+
+    /// Subtracts `base` from each element.
+    fn subtract(base: &[f32], values: &mut [f32]) = dtype::subtract;
 
     /// Encodes to `out`, rounding to nearest even. The F8 types saturate at their largest finite
     /// value; the others overflow to infinity.

@@ -117,6 +117,11 @@ pub(super) fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &
         return;
     }
     decode(float, bytes, out);
+    subtract(base, out);
+}
+
+#[inline(always)]
+pub(super) fn subtract(base: &[f32], out: &mut [f32]) {
     for (out, base) in out.iter_mut().zip(base) {
         *out -= base;
     }
