@@ -53,6 +53,11 @@ impl TensorInfo {
         // Cannot overflow: the header's rules say so.
         self.shape.iter().product()
     }
+
+    /// The type that the model stores the tensor in, whatever an adapter's is that stands for it.
+    pub fn model_dtype(&self) -> &DType {
+        self.adapted.as_ref().map_or(&self.dtype, |adapted| &adapted.dtype)
+    }
 }
 
 /// One file of a checkpoint, as it was when it was opened.

@@ -6,7 +6,7 @@ use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan};
 use super::progress::{self, Display};
 use super::signals::Signals;
 use super::{Outcome, convert, inspect, methods, output, plan, report, upkeep};
-use crate::checkpoint::{Catalog, OpenOptions};
+use crate::checkpoint::{Adapter, Catalog, OpenOptions, is_adapter};
 use crate::engine::source;
 use crate::error::{Error, IoContext};
 use crate::job::{Job, Ties};
@@ -80,6 +80,15 @@ fn run_plan(args: &Plan, display: &dyn Display) -> Outcome {
 
 fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {
     let options = OpenOptions { lenient: args.lenient, unknown_types: true };
+    if is_adapter(&args.path) && !args.path.join("config.json").exists() {
+        let adapter = Adapter::open(&args.path, options).map_err(Error::from)?;
+        warn(display, adapter.warnings.iter().map(String::as_str));
+        return output::data(&if args.json {
+            format!("{:#}\n", inspect::adapter_json(&adapter))
+        } else {
+            inspect::render_adapter(&adapter, args.tensors)
+        });
+    }
     let catalog = Catalog::open(&args.path, options).map_err(Error::from)?;
     warn(display, catalog.warnings.iter().map(String::as_str));
     if args.json {

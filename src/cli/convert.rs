@@ -2,14 +2,14 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::args::{RecipeArgs, RecipeFlags, RunArgs};
 use crate::method::Value;
 use crate::method::registry::BaseUse;
 use crate::recipe::{
     Coefficients, Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, locate,
-    mergekit,
+    mergekit, reference,
 };
 
 /// The recipe that file or flags describe, with what looks suspicious in the file.
@@ -145,9 +145,17 @@ fn expert(text: &str, parameter: Option<&str>) -> Model {
     }
 }
 
-/// The path of a checkpoint: the cache's for the name of a model on the hub that lies there.
+/// The path of a checkpoint, perhaps with an adapter: the cache's for the name of a model on the hub that lies
+/// there.
 fn place(path: &str) -> PathBuf {
-    locate(path).unwrap_or_else(|_| PathBuf::from(path))
+    let one = |path: &Path| {
+        let located = path.to_str().and_then(|name| locate(name).ok());
+        located.unwrap_or_else(|| path.to_owned())
+    };
+    match reference::split(Path::new(path)) {
+        (model, Some(adapter)) => reference::join(&one(model), &one(adapter)),
+        (path, None) => one(path),
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::output::printable;
-use crate::checkpoint::{Catalog, TensorInfo};
+use crate::checkpoint::{Adapter, Catalog, Product, TensorInfo};
 use crate::human::{bytes, count};
 
 /// Renders a catalog for a terminal; `all` lists every tensor by itself.
@@ -29,13 +29,67 @@ pub(super) fn render(catalog: &Catalog, all: bool) -> String {
         let _infallible = writeln!(text, "  {}: {tensors} tensors, {}", file.name, bytes(file.len));
     }
     text.push('\n');
-    let rows = if all { each(catalog) } else { grouped(catalog) };
+    let tensors = catalog.tensors.iter().map(|t| (t.name.to_string(), form(t)));
+    table(&mut text, groups(tensors, all));
+    printable(&text)
+}
+
+/// Renders an adapter for a terminal; `all` lists every tensor by itself.
+pub(super) fn render_adapter(adapter: &Adapter, all: bool) -> String {
+    let [file, _] = &adapter.files;
+    let trained = adapter.base.as_deref().map_or_else(String::new, |base| format!(" of {base}"));
+    let mut text = format!(
+        "{}: a LoRA adapter{trained}: {} products, {} tensors stored whole, {}\n\n",
+        adapter.root.display(),
+        adapter.products.len(),
+        adapter.whole.len(),
+        bytes(file.len),
+    );
+    let products = adapter.products.iter().map(|(module, product)| {
+        let Product { a, b, rank, scale, .. } = product;
+        let dtype = if a.dtype == b.dtype {
+            a.dtype.to_string()
+        } else {
+            format!("{}, {}", a.dtype, b.dtype)
+        };
+        (format!("{module}.weight"), format!("{dtype} rank {rank}, scale {scale}"))
+    });
+    let whole = adapter.whole.iter().map(|(name, tensor)| (name.clone(), form(tensor)));
+    let rows = groups(products.chain(whole), all);
+    table(&mut text, rows);
+    printable(&text)
+}
+
+/// An adapter as JSON.
+pub(super) fn adapter_json(adapter: &Adapter) -> Value {
+    let tensor = |t: &TensorInfo| {
+        json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "offset": t.offset,
+                "bytes": t.len })
+    };
+    let products = adapter.products.iter().map(|(module, product)| {
+        let Product { a, b, rank, scale, .. } = product;
+        json!({ "module": module, "rank": rank, "scale": scale, "a": tensor(a), "b": tensor(b) })
+    });
+    let whole =
+        adapter.whole.iter().map(|(name, t)| json!({ "stands_for": name, "tensor": tensor(t) }));
+    json!({
+        "path": adapter.root.display().to_string(),
+        "kind": "lora",
+        "base": adapter.base,
+        "products": products.collect::<Vec<_>>(),
+        "whole": whole.collect::<Vec<_>>(),
+        "files": adapter.files.iter().map(|file| json!({ "name": file.name, "bytes": file.len }))
+            .collect::<Vec<_>>(),
+        "warnings": adapter.warnings,
+    })
+}
+
+fn table(text: &mut String, rows: Vec<(String, String, usize)>) {
     let width = rows.iter().map(|row| row.0.chars().count()).max().unwrap_or(0);
     for (name, form, times) in rows {
         let times = if times > 1 { format!("  x {times}") } else { String::new() };
         let _infallible = writeln!(text, "{name:width$}  {form}{times}");
     }
-    printable(&text)
 }
 
 /// A catalog as JSON.
@@ -82,16 +136,19 @@ fn form(tensor: &TensorInfo) -> String {
     format!("{} {:?}", tensor.dtype, tensor.shape)
 }
 
-fn each(catalog: &Catalog) -> Vec<(String, String, usize)> {
-    catalog.tensors.iter().map(|t| (t.name.to_string(), form(t), 1)).collect()
-}
-
-/// Tensors that differ in numbers inside their names only, as one row: `layers.{0..21}.up_proj`.
-fn grouped(catalog: &Catalog) -> Vec<(String, String, usize)> {
+/// Names and forms of tensors, each a row; or, unless `all` are wanted, those that differ in numbers inside their
+/// names only as one row: `layers.{0..21}.up_proj`.
+fn groups(
+    tensors: impl Iterator<Item = (String, String)>,
+    all: bool,
+) -> Vec<(String, String, usize)> {
+    if all {
+        return tensors.map(|(name, form)| (name, form, 1)).collect();
+    }
     let mut groups: BTreeMap<(String, String), Vec<Vec<u64>>> = BTreeMap::new();
-    for tensor in &catalog.tensors {
+    for (name, form) in tensors {
         let mut numbers = Vec::new();
-        let pattern: Vec<String> = (tensor.name.split('.'))
+        let pattern: Vec<String> = (name.split('.'))
             .map(|part| match part.parse::<u64>() {
                 Ok(number) => {
                     numbers.push(number);
@@ -100,7 +157,7 @@ fn grouped(catalog: &Catalog) -> Vec<(String, String, usize)> {
                 Err(_) => part.to_owned(),
             })
             .collect();
-        groups.entry((pattern.join("."), form(tensor))).or_default().push(numbers);
+        groups.entry((pattern.join("."), form)).or_default().push(numbers);
     }
     let rows = groups.into_iter().map(|((pattern, form), members)| {
         let mut name = String::new();

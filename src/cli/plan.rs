@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::human::{bytes, count};
 use crate::job::Space;
-use crate::plan::PlanSummary;
+use crate::plan::{AdapterSummary, PlanSummary};
 
 /// How many names of a list are shown before "and N more".
 const SHOWN: usize = 8;
@@ -31,6 +31,9 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     );
     if !plan.copied_tensors.is_empty() {
         line("copy", names(plan.copied_tensors.len(), plan.copied_tensors.iter().cloned()));
+    }
+    for adapter in &plan.adapters {
+        line("adapter", render_adapter(adapter));
     }
     for tie in &plan.ties {
         line("tied", tie.clone());
@@ -66,11 +69,15 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     line(
         "",
         format!(
-            "{} for {} tiles of {} elements, {} for statistics ({}), {} for writing, {} for \
+            "{} for {} tiles of {} elements, {}{} for statistics ({}), {} for writing, {} for \
              program and headers",
             bytes(memory.input_bytes + memory.output_bytes),
             memory.tiles,
             count(memory.tile_elements.into()),
+            match memory.adapter_bytes {
+                0 => String::new(),
+                adapters => format!("{} for adapters, ", bytes(adapters)),
+            },
             bytes(memory.fold_bytes),
             workers(memory.workers),
             bytes(memory.write_bytes),
@@ -78,6 +85,19 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
         ),
     );
     text
+}
+
+fn render_adapter(adapter: &AdapterSummary) -> String {
+    let ranks = match adapter.ranks {
+        Some((least, most)) if least == most => format!(" by rank {least}"),
+        Some((least, most)) => format!(" by ranks {least} to {most}"),
+        None => String::new(),
+    };
+    let whole = match adapter.whole {
+        0 => String::new(),
+        whole => format!(", {whole} stored whole"),
+    };
+    format!("{}: {} tensors changed{ranks}{whole}", adapter.model, adapter.low_rank)
 }
 
 /// The line about disk space.

@@ -1,7 +1,7 @@
 //! Stored bytes to blocks of `f32`, and back.
 
 use super::{Context, EngineError};
-use crate::kernel::Float;
+use crate::kernel::{Float, Kernels, LowRank};
 use crate::method::{Block, Operand};
 use crate::plan::Segment;
 use crate::recipe::NonFinite;
@@ -25,6 +25,8 @@ pub(super) struct TileData<'a> {
     pub(super) elements: usize,
     /// The tile's bytes in each source.
     pub(super) bytes: Vec<&'a [u8]>,
+    /// What adapters add to each source; empty if nothing.
+    pub(super) products: &'a [Option<LowRank>],
 }
 
 impl TileData<'_> {
@@ -32,6 +34,42 @@ impl TileData<'_> {
     fn part(&self, i: usize, at: usize, len: usize) -> &[u8] {
         let size = self.segment.source_size(i) as usize;
         &self.bytes[i][at * size..(at + len) * size]
+    }
+
+    /// What an adapter adds to source `i`.
+    fn product(&self, i: usize) -> Option<&LowRank> {
+        self.products.get(i)?.as_ref()
+    }
+
+    /// Decodes elements `at..at + out.len()` of source `i`, with what an adapter adds to them.
+    pub(super) fn decode(&self, kernels: &Kernels, i: usize, at: usize, out: &mut [f32]) {
+        kernels.decode(self.segment.sources[i].float, self.part(i, at, out.len()), out);
+        if let Some(product) = self.product(i) {
+            kernels.add_low_rank(product, self.segment.first + self.start + at as u64, out);
+        }
+    }
+
+    /// The same, relative to the base.
+    fn decode_minus_base(
+        &self,
+        kernels: &Kernels,
+        i: usize,
+        at: usize,
+        base: &[f32],
+        out: &mut [f32],
+    ) {
+        if self.product(i).is_some() {
+            self.decode(kernels, i, at, out);
+            kernels.subtract(base, out);
+        } else {
+            let part = self.part(i, at, out.len());
+            kernels.decode_minus_base(self.segment.sources[i].float, part, base, out);
+        }
+    }
+
+    /// Whether source `i` is what its bytes say.
+    pub(super) fn is_plain(&self, i: usize) -> bool {
+        self.product(i).is_none()
     }
 }
 
@@ -61,16 +99,17 @@ impl Decoder {
         let operand = context.method.operand();
         let mut finite = true;
         if before == 1 {
-            kernels.decode(sources[0].float, tile.part(0, at, len), &mut self.base);
+            tile.decode(kernels, 0, at, &mut self.base);
             // A base value that is not finite shows in the difference.
             finite =
                 operand == Operand::TaskVector || kernels.max_magnitude_bits(&self.base) < INFINITY;
         }
         for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
-            let (float, bytes) = (sources[i + before].float, tile.part(i + before, at, len));
             match operand {
-                Operand::TaskVector => kernels.decode_minus_base(float, bytes, &self.base, row),
-                Operand::Value => kernels.decode(float, bytes, row),
+                Operand::TaskVector => {
+                    tile.decode_minus_base(kernels, i + before, at, &self.base, row);
+                }
+                Operand::Value => tile.decode(kernels, i + before, at, row),
             }
             finite &= kernels.max_magnitude_bits(row) < INFINITY;
         }
@@ -122,7 +161,7 @@ impl Decoder {
         let segment = tile.segment;
         let float = segment.sources[source].float;
         let mut value = [0.0];
-        context.kernels.decode(float, tile.part(source, at, 1), &mut value);
+        tile.decode(context.kernels, source, at, &mut value);
         let element = tile.start + at as u64;
         EngineError::NonFinite {
             checkpoint: context.plan.labels[segment.sources[source].checkpoint as usize].clone(),
@@ -150,7 +189,7 @@ pub(super) fn encode(
     if context.kernels.max_magnitude_bits(values) >= limit {
         let base_is_finite = |e: usize| {
             let mut base = [0.0];
-            context.kernels.decode(segment.sources[0].float, tile.part(0, at + e, 1), &mut base);
+            tile.decode(context.kernels, 0, at + e, &mut base);
             base[0].is_finite()
         };
         let too_large =

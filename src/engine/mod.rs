@@ -3,6 +3,7 @@
 //! The engine knows plans and stages; it does not know which method runs, nor what a staging
 //! directory or a journal is. Finished bytes go to a [`TileSink`].
 
+mod adapters;
 mod alarm;
 mod decode;
 pub mod host;

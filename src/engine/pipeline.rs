@@ -22,13 +22,14 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 
+use super::adapters::{Adapters, Products};
 use super::alarm::Alarm;
 use super::decode::TileData;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, TileSink, Work};
 use crate::method::State;
-use crate::plan::{Tile, sampled, tiles};
+use crate::plan::{Segment, Tile, sampled, tiles};
 
 /// The right to have one tile in memory, with the buffer for its output.
 #[derive(Default)]
@@ -41,7 +42,9 @@ struct Loaded {
     /// Its place in plan order.
     number: u64,
     planned: Planned,
+    /// Of the sources that are read, in order.
     bytes: Vec<TileBytes>,
+    products: Products,
     ticket: Ticket,
 }
 
@@ -132,6 +135,7 @@ fn read(
     to_workers: &Sender<Loaded>,
     alarm: &Alarm,
 ) -> Result<u64, EngineError> {
+    let mut adapters = Adapters::default();
     let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
     let (mut number, mut issued) = (0, 0);
@@ -151,8 +155,10 @@ fn read(
         };
         let last = coming.is_none();
         if let Some((planned, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
+            let products = adapters.of(context, planned.tile.segment, source)?;
             let bytes = source.read(&ranges)?;
-            if to_workers.send(Loaded { number, planned, bytes, ticket }).is_err() {
+            let loaded = Loaded { number, planned, bytes, products, ticket };
+            if to_workers.send(loaded).is_err() {
                 break;
             }
             number += 1;
@@ -168,12 +174,13 @@ fn read(
     Ok(issued)
 }
 
-/// The bytes of a tile in each of its sources.
+/// The bytes of a tile in each of its sources, those that share theirs once.
 fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
     let segment = &context.plan.segments[tile.segment as usize];
-    (segment.sources.iter().enumerate())
-        .map(|(i, source)| {
-            let size = segment.source_size(i);
+    segment
+        .read()
+        .map(|i| {
+            let (source, size) = (&segment.sources[i], segment.source_size(i));
             ByteRange {
                 file: source.file,
                 offset: source.offset + tile.start * size,
@@ -181,6 +188,21 @@ fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
             }
         })
         .collect()
+}
+
+/// The bytes of each source, of those that were read.
+fn of_sources<'a>(segment: &Segment, read: &'a [TileBytes]) -> Vec<&'a [u8]> {
+    let mut bytes: Vec<&[u8]> = Vec::with_capacity(segment.sources.len());
+    let mut fresh = read.iter();
+    for (i, source) in segment.sources.iter().enumerate() {
+        let shared = segment.sources[..i].iter().position(|other| other.shares(source));
+        // As many are read as `Segment::read` says.
+        bytes.push(match shared {
+            Some(at) => bytes[at],
+            None => fresh.next().map_or(&[], |bytes| &**bytes),
+        });
+    }
+    bytes
 }
 
 fn compute(
@@ -193,7 +215,7 @@ fn compute(
 ) -> Result<Part, EngineError> {
     let mut worker = Worker::new(context, work);
     let mut cut = false;
-    for Loaded { number, planned, bytes, mut ticket } in loaded {
+    for Loaded { number, planned, bytes, products, mut ticket } in loaded {
         let Planned { unit, tile, .. } = planned;
         let segment = &context.plan.segments[tile.segment as usize];
         if work.writes() {
@@ -203,7 +225,8 @@ fn compute(
             segment,
             start: tile.start,
             elements: tile.elements as usize,
-            bytes: bytes.iter().map(|bytes| &**bytes).collect(),
+            bytes: of_sources(segment, &bytes),
+            products: &products,
         };
         match worker.tile(unit, &data, &mut ticket.out) {
             Err(EngineError::Interrupted) => {
@@ -213,8 +236,8 @@ fn compute(
             }
             done => done?,
         }
-        let read: usize = data.bytes.iter().map(|bytes| bytes.len()).sum();
-        drop(bytes);
+        let read: usize = bytes.iter().map(|bytes| bytes.len()).sum();
+        drop((bytes, products));
         context.progress.advance(read as u64);
         if !work.writes() {
             // The reader may have read its last tile and be gone; there may be more to work on.

@@ -154,17 +154,16 @@ impl<'a> Worker<'a> {
                 out.copy_from_slice(base);
             }
             Action::Merge | Action::Convert
-                if tile.segment.sources[0].float == tile.segment.out =>
+                if tile.segment.sources[0].float == tile.segment.out && tile.is_plain(0) =>
             {
                 out.copy_from_slice(base);
             }
             Action::Merge | Action::Convert => {
-                let (float, size) = (tile.segment.sources[0].float, tile.segment.out_size as usize);
+                let size = tile.segment.out_size as usize;
                 for at in (0..tile.elements).step_by(BLOCK) {
                     let len = BLOCK.min(tile.elements - at);
                     let values = &mut self.values[..len];
-                    let bytes = &base[at * float.size()..(at + len) * float.size()];
-                    self.context.kernels.decode(float, bytes, values);
+                    tile.decode(self.context.kernels, 0, at, values);
                     encode(self.context, tile, at, values, &mut out[at * size..(at + len) * size])?;
                 }
             }

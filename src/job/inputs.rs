@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Ties;
-use crate::checkpoint::{Catalog, OpenOptions, ShardFile, TensorInfo, display_name};
+use crate::checkpoint::{
+    Adapter, Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo, display_name,
+};
 use crate::engine::EngineError;
 use crate::error::{Error, IoContext};
 use crate::patience::patiently;
 use crate::plan::Inputs;
 use crate::plan::tied::{self, Tie};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, reference};
 
 /// Opens all checkpoints.
 ///
@@ -20,10 +23,28 @@ use crate::recipe::Recipe;
 /// The first checkpoint that is not one.
 pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     let options = OpenOptions { lenient: recipe.lenient, ..OpenOptions::default() };
-    let catalogs = recipe.checkpoints().map(|path| Catalog::open(path, options));
+    let catalogs = recipe.checkpoints().map(|path| open_one(path, options));
     let catalogs: Vec<Catalog> = catalogs.collect::<Result<_, _>>()?;
-    let labels = distinct(recipe.checkpoints().map(display_name).collect());
-    Ok(Inputs { catalogs, has_base: recipe.has_base(), donor: recipe.donor(), labels })
+    let labels = distinct(recipe.checkpoints().map(label).collect());
+    Ok(Inputs::new(catalogs, recipe.has_base(), recipe.donor(), labels))
+}
+
+/// Opens a model with its adapter, if it has one.
+fn open_one(path: &Path, options: OpenOptions) -> Result<Catalog, CheckpointError> {
+    let (model, adapter) = reference::split(path);
+    let mut catalog = Catalog::open(model, options)?;
+    if let Some(adapter) = adapter {
+        catalog.adapt(&Adapter::open(adapter, options)?)?;
+    }
+    Ok(catalog)
+}
+
+/// The name of a model for people, with that of its adapter.
+fn label(path: &Path) -> String {
+    match reference::split(path) {
+        (model, Some(adapter)) => format!("{}+{}", display_name(model), display_name(adapter)),
+        (model, None) => display_name(model),
+    }
 }
 
 /// Numbers names that occur more than once, so that messages are clear.
@@ -52,6 +73,9 @@ pub(super) fn settle_ties(
     }
     for candidate in tied::candidates(inputs) {
         let mut equal = true;
+        for catalog in &mut inputs.catalogs {
+            tied::share_adapter(catalog, &candidate)?;
+        }
         for catalog in inputs.catalogs() {
             let Some((head, embedding)) = tied::pair(catalog, &candidate.name, &candidate.of)
             else {
@@ -59,6 +83,8 @@ pub(super) fn settle_ties(
                 equal &= catalog.get(&candidate.name).is_none();
                 continue;
             };
+            let product = |t: &TensorInfo| t.adapted.clone().and_then(|a| a.low_rank);
+            equal &= product(head) == product(embedding);
             equal &= match how {
                 Ties::Assume => true,
                 Ties::Compare(cancel) => same_bytes(catalog, head, embedding, cancel)?,

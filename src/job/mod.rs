@@ -64,7 +64,7 @@ use crate::kernel::{self, Kernels};
 use crate::method::{Method, registry};
 use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
-use crate::recipe::{Recipe, Settings, Words};
+use crate::recipe::{Recipe, Settings, Words, reference};
 use staging::{Place, PlanFile};
 
 /// A merge that is planned and has not begun.
@@ -119,8 +119,7 @@ impl Job {
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
-        let files: Vec<PathBuf> =
-            inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.path.clone())).collect();
+        let files: Vec<PathBuf> = inputs.files().iter().map(|f| f.path.clone()).collect();
         let (mode, mode_reason) = source::choose(settings.io, &files, settings.memory.is_some());
         let tile = settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32);
         let means = Means { memory, memory_source, threads, mode, tile };
@@ -215,21 +214,23 @@ impl Job {
             inode: f.inode,
             mtime_ns: f.mtime_ns,
         };
-        self.inputs.catalogs().flat_map(|c| c.files.iter().map(file)).collect()
+        self.inputs.files().iter().map(file).collect()
     }
 
     /// What a staging directory is told about this merge.
     fn plan_file(&self) -> Result<PlanFile, Error> {
-        let absolute =
-            |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let inputs =
-            self.inputs.catalogs().flat_map(|c| &c.files).map(|file| staging::InputIdentity {
-                path: absolute(&file.path).display().to_string(),
-                bytes: file.len,
-                // JSON numbers do not hold 128 bits.
-                mtime_ns: file.mtime_ns.to_string(),
-                header_sha256: file.header_sha256.clone(),
-            });
+        let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let absolute = |path: &Path| match reference::split(path) {
+            (model, Some(adapter)) => reference::join(&real(model), &real(adapter)),
+            (path, None) => real(path),
+        };
+        let inputs = self.inputs.files().iter().map(|file| staging::InputIdentity {
+            path: absolute(&file.path).display().to_string(),
+            bytes: file.len,
+            // JSON numbers do not hold 128 bits.
+            mtime_ns: file.mtime_ns.to_string(),
+            header_sha256: file.header_sha256.clone(),
+        });
         let shards = self.plan.layout.shards.iter();
         Ok(PlanFile {
             identity: staging::Identity {
@@ -313,7 +314,7 @@ fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
 /// Input pages stay in the page cache only if nobody named a limit and there is room for all
 /// inputs and the output twice over. Otherwise a pass would push out what the next one needs.
 fn keeps_cache(settings: &Settings, inputs: &Inputs, plan: &Plan) -> bool {
-    let read: u64 = inputs.catalogs().flat_map(|c| c.files.iter().map(|f| f.len)).sum();
+    let read: u64 = inputs.files().iter().map(|f| f.len).sum();
     let all = read + plan.layout.total_size;
     let limits = host::memory::discover();
     let room = limits.effective().map_or(0, |limit| limit.bytes);

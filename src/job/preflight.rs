@@ -29,8 +29,14 @@ pub(super) fn check(
     let parent = resolve_parent(out).map_err(wrong)?;
     let name = out.file_name().ok_or_else(|| wrong("names no directory to create".to_owned()))?;
     let target = parent.join(name);
-    for (catalog, label) in inputs.catalogs().zip(&plan.labels) {
-        let root = std::fs::canonicalize(&catalog.root).at("resolve", &catalog.root)?;
+    let roots = inputs.catalogs().zip(&plan.labels).flat_map(|(catalog, label)| {
+        [Some(&catalog.root), catalog.adapter.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(move |r| (r, label))
+    });
+    for (root, label) in roots {
+        let root = std::fs::canonicalize(root).at("resolve", root)?;
         if target.starts_with(&root) {
             return Err(wrong(format!("lies inside the input {label}; inputs are never changed")));
         }

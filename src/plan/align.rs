@@ -1,8 +1,11 @@
 //! Decides what happens to each tensor of the output, and whether what it is made of fits together.
 
+use std::sync::Arc;
+
 use safetensors::Dtype;
 
 use super::inputs::Inputs;
+use super::low_rank::LowRank;
 use super::origin::{Origin, Origins, Source};
 use super::problem::{Problem, Problems};
 use super::{Action, PlanError, SourceRef, select::Selection};
@@ -217,7 +220,7 @@ impl Matcher<'_> {
         let dominant = |catalog: &Catalog| {
             let mut bytes: Vec<(Dtype, u64)> = Vec::new();
             for tensor in &catalog.tensors {
-                let Some(dtype) = tensor.dtype.known() else { continue };
+                let Some(dtype) = tensor.model_dtype().known() else { continue };
                 match bytes.iter_mut().find(|(d, _)| *d == dtype) {
                     Some((_, sum)) => *sum += tensor.len,
                     None => bytes.push((dtype, tensor.len)),
@@ -269,8 +272,15 @@ impl Matcher<'_> {
     }
 
     fn source(&self, checkpoint: usize, tensor: &TensorInfo, float: Float) -> SourceRef {
-        let file = self.inputs.file_index(checkpoint, tensor.file);
-        SourceRef { checkpoint: checkpoint as u32, file, offset: tensor.offset, float }
+        let file = |file| self.inputs.file_index(checkpoint, file);
+        let low_rank = tensor.adapted.as_ref().and_then(|adapted| adapted.low_rank.as_ref());
+        SourceRef {
+            checkpoint: checkpoint as u32,
+            file: file(tensor.file),
+            offset: tensor.offset,
+            float,
+            low_rank: low_rank.and_then(|of| LowRank::new(of, file)).map(Arc::new),
+        }
     }
 
     /// Whether the tensor's floats are codes that a scale tensor beside it gives a meaning.

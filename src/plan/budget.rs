@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::PlanError;
+use super::low_rank::Need;
 use super::reading::{Grain, Mode};
 
 /// Bytes per purpose; their sum is the planned peak.
@@ -29,6 +30,8 @@ pub struct Budget {
     pub output_bytes: u64,
     /// Statistics: a state for each worker, the one they are gathered in, and one being saved.
     pub fold_bytes: u64,
+    /// Matrices of adapters, and what reading them takes.
+    pub adapter_bytes: u64,
     /// Written pages that the disk has not taken yet.
     pub write_bytes: u64,
     /// Parsed headers, the plan, the program itself and slack.
@@ -38,7 +41,8 @@ pub struct Budget {
 impl Budget {
     /// The planned peak.
     pub fn total(&self) -> u64 {
-        self.input_bytes + self.output_bytes + self.fold_bytes + self.write_bytes + self.fixed_bytes
+        let tiles = self.input_bytes + self.output_bytes + self.adapter_bytes;
+        tiles + self.fold_bytes + self.write_bytes + self.fixed_bytes
     }
 }
 
@@ -47,8 +51,10 @@ impl Budget {
 pub(super) struct Demand {
     /// How inputs are read.
     pub mode: Mode,
-    /// Number of checkpoints.
+    /// Number of checkpoints that are read side by side.
     pub inputs: u64,
+    /// What adapters take.
+    pub low_rank: Need,
     /// Bytes per element in the widest of them.
     pub input_bytes: u64,
     /// Bytes per element of the output.
@@ -138,6 +144,14 @@ fn compute(
         Mode::Pread => demand.inputs * span + grain.footprint(demand.inputs, 2 * window),
         Mode::Direct => demand.inputs * (span + (8 << 10) * tiles as u64),
     };
+    // One matrix is read at a time, the next run of it asked for. Each file keeps the block under its cursor.
+    let Need { chunk, files, .. } = demand.low_rank;
+    let reading = match demand.mode {
+        Mode::Mmap => grain.footprint(files, 2 * chunk),
+        Mode::Pread => 2 * chunk + grain.footprint(files, 2 * chunk),
+        Mode::Direct => 2 * (chunk + (8 << 10)),
+    };
+    let adapter_bytes = if files == 0 { 0 } else { reading + demand.low_rank.live(tiles, tile) };
     let write_behind = (u64::from(tile) * demand.output_bytes).clamp(1 << 20, 8 << 20);
     Budget {
         limit,
@@ -151,6 +165,7 @@ fn compute(
         output_bytes: u64::from(tile) * demand.output_bytes * tiles as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2),
+        adapter_bytes,
         write_bytes: 2 * write_behind,
         fixed_bytes: PROGRAM + demand.catalog_bytes,
     }
@@ -160,6 +175,7 @@ fn too_small(plan: &Budget) -> PlanError {
     let terms = [
         ("statistics", plan.fold_bytes),
         ("tiles", plan.input_bytes + plan.output_bytes),
+        ("adapters", plan.adapter_bytes),
         ("program and headers", plan.fixed_bytes),
         ("writing", plan.write_bytes),
     ];
@@ -184,6 +200,7 @@ mod tests {
             inputs: experts + 1,
             input_bytes: 2,
             output_bytes: 2,
+            low_rank: Need::default(),
             state_bytes: experts << 20,
             catalog_bytes: 1 << 20,
             whole: None,

@@ -1,6 +1,9 @@
 //! The checkpoints of a merge, opened.
 
-use crate::checkpoint::Catalog;
+use std::collections::HashMap;
+
+use super::summary::AdapterSummary;
+use crate::checkpoint::{Catalog, ShardFile};
 
 /// All checkpoints of a merge, opened, with the names they go by in messages.
 pub struct Inputs {
@@ -13,9 +16,55 @@ pub struct Inputs {
     pub donor: usize,
     /// Display names, in the order of `catalogs`.
     pub labels: Vec<String>,
+    /// For each checkpoint the numbers that its files have among those of all.
+    numbers: Vec<Vec<u32>>,
+    /// All files, each once: several models may be one with different adapters.
+    files: Vec<ShardFile>,
 }
 
 impl Inputs {
+    /// Checkpoints with their labels.
+    pub fn new(catalogs: Vec<Catalog>, has_base: bool, donor: usize, labels: Vec<String>) -> Self {
+        let (mut files, mut known): (Vec<ShardFile>, HashMap<_, u32>) = Default::default();
+        let mut number = |file: &ShardFile| {
+            let real = std::fs::canonicalize(&file.path).unwrap_or_else(|_| file.path.clone());
+            let key = (real, file.inode, file.len, file.mtime_ns, file.header_sha256.clone());
+            *known.entry(key).or_insert_with(|| {
+                files.push(file.clone());
+                files.len() as u32 - 1
+            })
+        };
+        let numbers = catalogs.iter().map(|c| c.files.iter().map(&mut number).collect()).collect();
+        Self { catalogs, has_base, donor, labels, numbers, files }
+    }
+
+    /// What adapters do, model by model.
+    pub(super) fn adapters(&self) -> Vec<AdapterSummary> {
+        let adapted = self.catalogs.iter().zip(&self.labels).filter(|(c, _)| c.adapter.is_some());
+        let summary = |(catalog, label): (&Catalog, &String)| {
+            let all = catalog.tensors.iter().filter_map(|tensor| {
+                let adapted = tensor.adapted.as_ref()?;
+                // Its file is behind those of the model if the adapter stores it.
+                let own = catalog.files.get(tensor.file as usize)?;
+                Some((adapted, catalog.adapter.as_deref() == own.path.parent()))
+            });
+            let ranks: Vec<u64> =
+                all.clone().filter_map(|(a, _)| Some(a.low_rank.as_ref()?.rank)).collect();
+            AdapterSummary {
+                model: label.clone(),
+                low_rank: ranks.len(),
+                ranks: ranks.iter().min().copied().zip(ranks.iter().max().copied()),
+                whole: all.filter(|&(_, own)| own).count(),
+            }
+        };
+        adapted.map(summary).collect()
+    }
+
+    /// All files, each once.
+    pub fn files(&self) -> &[ShardFile] {
+        &self.files
+    }
+
     /// All checkpoints, in order.
     pub fn catalogs(&self) -> impl Iterator<Item = &Catalog> {
         self.catalogs.iter()
@@ -31,8 +80,8 @@ impl Inputs {
         self.catalogs.iter().enumerate().filter(|&(at, _)| at != self.donor)
     }
 
-    /// Position of a file of checkpoint `checkpoint` among the files of all.
+    /// Position of a file of checkpoint `checkpoint` among [`Inputs::files`].
     pub fn file_index(&self, checkpoint: usize, file: u32) -> u32 {
-        self.catalogs().take(checkpoint).map(|c| c.files.len() as u32).sum::<u32>() + file
+        self.numbers[checkpoint][file as usize]
     }
 }

@@ -7,6 +7,7 @@
 mod align;
 mod budget;
 mod inputs;
+pub mod low_rank;
 mod origin;
 mod problem;
 mod reading;
@@ -27,7 +28,7 @@ pub use inputs::Inputs;
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub use select::Selection;
-pub use summary::{PassSummary, PlanSummary};
+pub use summary::{AdapterSummary, PassSummary, PlanSummary};
 pub use tiles::{Tile, sampled, tiles};
 pub use units::{Positions, Unit, layer};
 
@@ -36,6 +37,7 @@ use crate::kernel::Float;
 use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
 use crate::recipe::{Coefficients, Matched, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
+use low_rank::LowRank;
 use origin::Origins;
 
 /// What is done with a run of elements.
@@ -53,7 +55,7 @@ pub enum Action {
 }
 
 /// Where a run of elements lies in one checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SourceRef {
     /// Its position among [`Inputs::catalogs`].
     pub checkpoint: u32,
@@ -63,6 +65,15 @@ pub struct SourceRef {
     pub offset: u64,
     /// How elements are stored (without meaning for [`Action::Copy`]).
     pub float: Float,
+    /// What an adapter adds to the tensor that the run is a part of. The elements are numbered as in the output.
+    pub low_rank: Option<Arc<LowRank>>,
+}
+
+impl SourceRef {
+    /// Whether the stored bytes are those of another source.
+    pub fn shares(&self, other: &Self) -> bool {
+        (self.file, self.offset) == (other.file, other.offset)
+    }
 }
 
 /// A run of elements of one output tensor that is treated alike. Tiles are cut from it.
@@ -109,9 +120,15 @@ impl Segment {
         }
     }
 
+    /// The sources whose bytes are read: those that share theirs with an earlier one are left out.
+    pub fn read(&self) -> impl Iterator<Item = usize> {
+        let fresh = |&i: &usize| !self.sources[..i].iter().any(|s| s.shares(&self.sources[i]));
+        (0..self.sources.len()).filter(fresh)
+    }
+
     /// Bytes that reading one element takes, over all sources.
     pub fn element_bytes(&self) -> u64 {
-        (0..self.sources.len()).map(|i| self.source_size(i)).sum()
+        self.read().map(|i| self.source_size(i)).sum()
     }
 
     /// Bytes that reading the whole segment once takes, over all sources.
@@ -151,6 +168,8 @@ pub struct Plan {
     pub runs: Vec<Run>,
     /// Memory by purpose.
     pub budget: Budget,
+    /// What adapters do.
+    pub adapters: Vec<AdapterSummary>,
     /// Decisions about tied weights.
     pub ties: Vec<tied::Tie>,
     /// (expert, tensor) pairs that count as unchanged because the expert lacks the tensor.
@@ -260,7 +279,12 @@ impl Plan {
         let mut warnings = alignment.warnings;
         warnings.extend(recipe.idle_filters(&merged));
         warnings.extend(coefficients.warnings);
-        warnings.extend(inputs.catalogs().flat_map(|c| c.warnings.iter().cloned()));
+        for warning in inputs.catalogs().flat_map(|c| &c.warnings) {
+            // Models with adapters may share one.
+            if !warnings.contains(warning) {
+                warnings.push(warning.clone());
+            }
+        }
         warnings.extend(layout.warnings.iter().cloned());
         Ok(Self {
             method: recipe.describe(),
@@ -272,6 +296,7 @@ impl Plan {
             units,
             runs,
             budget,
+            adapters: inputs.adapters(),
             ties,
             missing: alignment.missing,
             extra: alignment.extra,
@@ -343,7 +368,7 @@ fn out_tensors(recipe: &Recipe, alignment: &Alignment<'_>) -> Vec<OutTensor> {
     };
     let tensor = |aligned: &align::Aligned<'_>| {
         let copied = matches!(aligned.parts[..], [Part { action: Action::Copy { .. }, .. }]);
-        let dtype = match (&aligned.lent.dtype, wanted) {
+        let dtype = match (aligned.lent.model_dtype(), wanted) {
             (DType::Known(_), Some(wanted)) if !copied => DType::Known(wanted),
             (dtype, _) => dtype.clone(),
         };
@@ -432,14 +457,19 @@ fn demand(
     let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
     let block = block.saturating_sub(crate::method::BLOCK) as u64;
     let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
+    let low_rank = low_rank::Need::new(segments);
+    let products =
+        segments.iter().flat_map(|s| &s.sources).filter(|s| s.low_rank.is_some()).count();
     budget::Demand {
         mode: means.mode,
-        inputs: inputs.labels.len() as u64,
+        inputs: segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64,
+        low_rank,
         input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
         output_bytes: widest(|s| u64::from(s.out_size)),
         state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2),
         catalog_bytes: tensors as u64 * 320
             + segments.len() as u64 * 160
+            + products as u64 * 800
             + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())

@@ -18,6 +18,19 @@ pub struct PassSummary {
     pub written: u64,
 }
 
+/// What an adapter does to its model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AdapterSummary {
+    /// The model with its adapter, by display name.
+    pub model: String,
+    /// Tensors that a product of two small matrices is added to.
+    pub low_rank: usize,
+    /// The least and the greatest rank.
+    pub ranks: Option<(u64, u64)>,
+    /// Tensors that the adapter stores whole.
+    pub whole: usize,
+}
+
 /// A shard of the output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ShardSummary {
@@ -48,6 +61,8 @@ pub struct PlanSummary {
     pub missing: Vec<(String, String)>,
     /// (expert, tensor) left out.
     pub extra: Vec<(String, String)>,
+    /// What adapters do, model by model.
+    pub adapters: Vec<AdapterSummary>,
     /// Tied weights, as sentences.
     pub ties: Vec<String>,
     /// Sets of elements over which statistics are taken.
@@ -94,6 +109,7 @@ impl PlanSummary {
             copied_tensors: copied,
             missing: plan.missing.clone(),
             extra: plan.extra.clone(),
+            adapters: plan.adapters.clone(),
             ties: plan.ties.iter().map(describe).collect(),
             units: plan.units.len(),
             read: passes.iter().map(|p| p.read).sum(),

@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::inputs::Inputs;
-use crate::checkpoint::{Catalog, TensorInfo};
+use crate::checkpoint::{Catalog, CheckpointError, TensorInfo};
 
 /// A tensor that may be a copy of another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,35 @@ pub fn candidates(inputs: &Inputs) -> Vec<Candidate> {
         }
     }
     found
+}
+
+/// Applies to a tied output head what an adapter does to the embedding that it is a copy of: they are one parameter.
+///
+/// # Errors
+/// If the adapter changes the head: whoever loads the model would see the embedding changed, too.
+pub fn share_adapter(catalog: &mut Catalog, candidate: &Candidate) -> Result<(), CheckpointError> {
+    let product = |tensor: &TensorInfo| Some(tensor.adapted.as_ref()?.low_rank.is_some());
+    let Some((head, embedding)) = pair(catalog, &candidate.name, &candidate.of) else {
+        return Ok(());
+    };
+    if head.adapted.is_some() && product(head) == Some(true) {
+        return Err(CheckpointError::Adapter {
+            path: catalog.adapter.clone().unwrap_or_default(),
+            reason: format!(
+                "changes {}, which the model's config ties to {}; merge the adapter into its model with PEFT \
+                 (merge_and_unload), and name the result instead",
+                candidate.name, candidate.of
+            ),
+        });
+    }
+    let adapted = embedding.adapted.clone().filter(|adapted| adapted.low_rank.is_some());
+    let at = catalog.tensors.partition_point(|t| *t.name < *candidate.name);
+    if let (Some(adapted), Some(head)) = (adapted, catalog.tensors.get_mut(at))
+        && head.adapted.is_none()
+    {
+        head.adapted = Some(adapted);
+    }
+    Ok(())
 }
 
 /// The two tensors of a candidate in one checkpoint, if it has both in the same form.

@@ -11,6 +11,7 @@ mod hub;
 pub mod mergekit;
 mod parameters;
 mod read;
+pub mod reference;
 mod setting;
 mod settings;
 mod suggest;
@@ -38,7 +39,7 @@ pub use suggest::suggestion;
 /// A model that is merged, with its own parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    /// Its checkpoint.
+    /// Its checkpoint, perhaps with an adapter: see [`reference`].
     pub path: PathBuf,
     /// What it sets itself.
     pub parameters: Parameters,

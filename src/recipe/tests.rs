@@ -162,7 +162,10 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
             ["line 3", "`modules`", "`models`"],
         ),
         (format!("{SMALL}chat_template: chatml\n"), ["line 5", "`chat_template`", "leave it out"]),
-        (SMALL.replace("model: x", "model: x+l"), ["line 4", "the LoRA reference x+l", "peft"]),
+        (
+            SMALL.replace("model: x", "model: x+o/l@v2"),
+            ["line 4", "the revision in x+o/l@v2", "hf download o/l --revision v2"],
+        ),
         (
             SMALL.replace("model: x", "model: o/x@v2"),
             ["line 4", "the revision in o/x@v2", "hf download o/x --revision v2"],

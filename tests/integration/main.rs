@@ -8,6 +8,7 @@ mod support;
 mod cli;
 mod coefficients;
 mod failures;
+mod lora;
 mod malformed;
 mod matching;
 mod memory;

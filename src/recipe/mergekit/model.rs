@@ -74,7 +74,15 @@ impl ModelReference {
         let (model, lora) = match text.split('+').collect::<Vec<_>>()[..] {
             [model] => (model, None),
             [model, lora] => (model, Some(lora)),
-            _ => return Err(Complaint::new(at, format!("{text:?} has more than one `+`"))),
+            _ => {
+                // Directories may have it in their names.
+                let between = text.match_indices('+').map(|(i, _)| (&text[..i], &text[i + 1..]));
+                let mut between = between.filter(|(model, lora)| exists(model) && exists(lora));
+                let Some((model, lora)) = between.next_back() else {
+                    return Err(Complaint::new(at, format!("{text:?} has more than one `+`")));
+                };
+                (model, Some(lora))
+            }
         };
         Ok(Self {
             model: ModelPath::parse(model, at, exists)?,

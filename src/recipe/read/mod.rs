@@ -8,10 +8,12 @@ mod vocabulary;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::mergekit::{self, Assignments, Body, Document, Dtype, Input, ModelReference, Place};
+use super::mergekit::{
+    self, Assignments, Body, Document, Dtype, Input, ModelPath, ModelReference, Place,
+};
 use super::{
     Coefficients, Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting,
-    Words, hub, suggestion,
+    Words, hub, reference, suggestion,
 };
 use crate::method::Value;
 use crate::method::registry::{BaseUse, Entry, Per, Preset};
@@ -265,23 +267,24 @@ impl Reader<'_> {
 
     fn model(&self, reference: &ModelReference) -> Result<PathBuf, RecipeError> {
         let ModelReference { model, lora, at } = reference;
-        if lora.is_some() {
-            return Err(self.unsupported(
-                format!("{at}: the LoRA reference {reference}"),
-                "merge the adapter into its model first, with merge_and_unload of peft",
-            ));
-        }
-        if let Some(revision) = &model.revision {
-            let name = &model.path;
-            return Err(self.unsupported(
-                format!("{at}: the revision in {reference}"),
-                format!(
-                    "name a local directory, as made by: hf download {name} --revision {revision} \
-                     --local-dir DIR"
-                ),
-            ));
-        }
-        (self.around.locate)(&model.path).map_err(|reason| self.at(*at, reason))
+        let locate = |model: &ModelPath| {
+            if let Some(revision) = &model.revision {
+                let name = &model.path;
+                return Err(self.unsupported(
+                    format!("{at}: the revision in {reference}"),
+                    format!(
+                        "name a local directory, as made by: hf download {name} --revision {revision} \
+                         --local-dir DIR"
+                    ),
+                ));
+            }
+            (self.around.locate)(&model.path).map_err(|reason| self.at(*at, reason))
+        };
+        let path = locate(model)?;
+        Ok(match lora {
+            Some(lora) => reference::join(&path, &locate(lora)?),
+            None => path,
+        })
     }
 
     /// reflow's own keys.

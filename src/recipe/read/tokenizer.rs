@@ -1,7 +1,7 @@
 //! `tokenizer` and `tokenizer_source`: what is asked for, and whether it is what the output has anyway.
 
 use super::super::mergekit::{Tokenizer, TokenizerSource};
-use super::super::{Recipe, RecipeError};
+use super::super::{Recipe, RecipeError, reference};
 use super::Reader;
 use super::vocabulary::{self, Comparison};
 
@@ -14,7 +14,10 @@ impl Reader<'_> {
         wanted: &Tokenizer,
     ) -> Result<Vec<String>, RecipeError> {
         let mut warnings = Vec::new();
+        // An adapter brings no tokenizer.
+        let model_of = |path| reference::split(path).0;
         let Some(donor) = recipe.checkpoints().nth(recipe.donor()) else { return Ok(warnings) };
+        let donor = model_of(donor);
         let at = wanted.at;
         let refuse = |what: &str, instead: &str| {
             Err(self.unsupported(format!("{at}: {what}"), instead.to_owned()))
@@ -41,7 +44,8 @@ impl Reader<'_> {
             TokenizerSource::Model(model) => self.model(model)?,
         };
         // Any model with other tokens has its rows in another order, as far as files can tell.
-        for model in recipe.checkpoints().chain([source.as_path()]) {
+        let source = model_of(&source);
+        for model in recipe.checkpoints().map(model_of).chain([source]) {
             if model == donor {
                 continue;
             }
