@@ -49,7 +49,7 @@ impl TileData<'_> {
         }
     }
 
-    /// The same, relative to the base.
+    /// The same, relative to the base. Returns the largest magnitude, as bits.
     fn decode_minus_base(
         &self,
         kernels: &Kernels,
@@ -57,13 +57,14 @@ impl TileData<'_> {
         at: usize,
         base: &[f32],
         out: &mut [f32],
-    ) {
+    ) -> u32 {
         if self.product(i).is_some() {
             self.decode(kernels, i, at, out);
             kernels.subtract(base, out);
+            kernels.max_magnitude_bits(out)
         } else {
             let part = self.part(i, at, out.len());
-            kernels.decode_minus_base(self.segment.sources[i].float, part, base, out);
+            kernels.decode_minus_base(self.segment.sources[i].float, part, base, out)
         }
     }
 
@@ -105,13 +106,16 @@ impl Decoder {
                 operand == Operand::TaskVector || kernels.max_magnitude_bits(&self.base) < INFINITY;
         }
         for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
-            match operand {
+            let largest = match operand {
                 Operand::TaskVector => {
-                    tile.decode_minus_base(kernels, i + before, at, &self.base, row);
+                    tile.decode_minus_base(kernels, i + before, at, &self.base, row)
                 }
-                Operand::Value => tile.decode(kernels, i + before, at, row),
-            }
-            finite &= kernels.max_magnitude_bits(row) < INFINITY;
+                Operand::Value => {
+                    tile.decode(kernels, i + before, at, row);
+                    kernels.max_magnitude_bits(row)
+                }
+            };
+            finite &= largest < INFINITY;
         }
         if !finite {
             self.repair(context, tile, at, len)?;

@@ -14,8 +14,7 @@ pub use joint::{Joint, Member, SHORT, Space, mark_rows};
 
 pub(super) use joint::judge_together;
 
-use std::mem::take;
-
+use super::dispatch::Lanes;
 use super::math::{EXP_SHORT, TanhForm, exp, exp_short, tanh, tanh_all, tanh_to_one};
 use super::pcb::sparse::{Ceiling, LEAST, Left, MOST, PIECE};
 use super::pcb::{Bounds, SHIFT_ABOVE};
@@ -50,6 +49,17 @@ pub struct Guess {
     pub top: f32,
 }
 
+/// An element that cannot be decided.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    /// Its task vector's value.
+    pub tau: f32,
+    /// The sum over all experts' there.
+    pub sum: f32,
+    /// [`UNDECIDED`], [`TOP`] or both.
+    pub flags: u32,
+}
+
 /// Where the scores of a number of elements lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Judged {
@@ -66,7 +76,6 @@ pub struct Judged {
 pub struct Rows {
     product: Vec<f32>,
     left: Left,
-    left_flags: Vec<u32>,
 }
 
 /// Elements worked on at a time: few enough to have much in common.
@@ -109,45 +118,30 @@ impl Guess {
 }
 
 /// Judges the elements of one expert by its task vector and the sum of all experts' (`pcb_scores`
-/// with `Inter::Raw`). Adds flags; elements of score zero get none.
+/// with `Inter::Raw`). Elements of score zero are none that cannot be decided.
 ///
 /// Where a cheap bound tells that elements are below, zeros are not told from others.
 #[inline(always)]
 pub(super) fn judge(
+    lanes: Lanes,
     factor: f32,
     tau: &[f32],
     sum: &[f32],
     guess: &Guess,
     rows: &mut Rows,
-    flags: &mut [u32],
+    found: &mut Vec<Found>,
 ) -> Judged {
     let Some(limit) = guess.limit(factor) else {
-        return judge_each(factor, tau, sum, guess, flags);
+        return judge_each(factor, tau, sum, guess, found);
     };
     let ceiling = Ceiling::new(factor as usize, guess.middle);
-    let (mut left, mut left_flags) = (take(&mut rows.left), take(&mut rows.left_flags));
-    left.resize(2);
+    let left = &mut rows.left;
     let mut judged = Judged::default();
-    for ((tau, sum), flags) in tau.chunks(PIECE).zip(sum.chunks(PIECE)).zip(flags.chunks_mut(PIECE))
-    {
-        let found = left.above(tau, sum, &ceiling, limit);
-        if found > tau.len() / 2 {
-            judged.add(judge_each(factor, tau, sum, guess, flags));
-            continue;
-        }
-        left.gather(0, tau, found);
-        left.gather(1, sum, found);
-        let (taus, sums) = (&left.values[..found], &left.values[PIECE..][..found]);
-        left_flags.clear();
-        left_flags.resize(found, 0);
-        let mut near = judge_each(factor, taus, sums, guess, &mut left_flags);
-        near.below += (tau.len() - found) as u32;
-        judged.add(near);
-        for (&place, &flag) in left.places.iter().zip(&left_flags) {
-            flags[usize::from(place)] |= flag;
-        }
+    for (tau, sum) in tau.chunks(PIECE).zip(sum.chunks(PIECE)) {
+        left.find_above(lanes, tau, sum, &ceiling, limit);
+        judged.below += (tau.len() - left.count()) as u32;
+        judged.add(judge_each(factor, left.row(0), left.row(1), guess, found));
     }
-    (rows.left, rows.left_flags) = (left, left_flags);
     judged
 }
 
@@ -162,11 +156,16 @@ impl Judged {
 
 /// Chunks of small changes are decided as a whole.
 #[inline(always)]
-fn judge_each(factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, flags: &mut [u32]) -> Judged {
+fn judge_each(
+    factor: f32,
+    tau: &[f32],
+    sum: &[f32],
+    guess: &Guess,
+    found: &mut Vec<Found>,
+) -> Judged {
     let mut judged = Judged::default();
     let mut inter = [0.0; CHUNK];
-    let chunks = tau.chunks(CHUNK).zip(sum.chunks(CHUNK)).zip(flags.chunks_mut(CHUNK));
-    for ((tau, sum), flags) in chunks {
+    for (tau, sum) in tau.chunks(CHUNK).zip(sum.chunks(CHUNK)) {
         let inter = &mut inter[..tau.len()];
         let (mut most, mut largest) = (0, 0);
         for ((inter, tau), sum) in inter.iter_mut().zip(tau).zip(sum) {
@@ -184,7 +183,10 @@ fn judge_each(factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, flags: &mut 
             TanhForm::ToOne => inter.iter_mut().for_each(|x| *x = tanh_to_one(*x)),
             TanhForm::Full => inter.iter_mut().for_each(|x| *x = tanh(*x)),
         }
+        let mut flags = [0; CHUNK];
+        let flags = &mut flags[..tau.len()];
         judge_chunk(factor, tau, inter, guess, flags, &mut judged);
+        flagged(flags, |e, flags| found.push(Found { tau: tau[e], sum: sum[e], flags }));
     }
     judged
 }
@@ -226,20 +228,47 @@ fn judge_chunk(
     *judged = Judged { below: judged.below + under, zeros: judged.zeros + zeros, largest };
 }
 
-/// Counts magnitude keys below `from`, and flags those in `from..=to` by `bit`.
+/// Counts magnitude keys below `from`, and flags those in `from..=to`.
 #[inline(always)]
-pub(super) fn mark_magnitudes(
-    values: &[f32],
-    (from, to): (u32, u32),
-    bit: u32,
-    flags: &mut [u32],
-) -> u32 {
+pub(super) fn mark_magnitudes(values: &[f32], (from, to): (u32, u32), flags: &mut [u32]) -> u32 {
     let width = to - from;
     let mut below = 0;
     for (flag, value) in flags.iter_mut().zip(values) {
         let key = value.to_bits() & 0x7fff_ffff;
         below += u32::from(key < from);
-        *flag |= u32::from(key.wrapping_sub(from) <= width) * bit;
+        *flag = u32::from(key.wrapping_sub(from) <= width);
+    }
+    below
+}
+
+/// Counts magnitude keys below `from`, and appends those in `from..=to`, which are few.
+#[inline(always)]
+pub(super) fn magnitudes_within(
+    values: &[f32],
+    (from, to): (u32, u32),
+    found: &mut Vec<u32>,
+) -> u32 {
+    const GROUP: usize = 64;
+    let (key, width) = (|value: f32| value.to_bits() & 0x7fff_ffff, to - from);
+    let is_inside = |value: f32| key(value).wrapping_sub(from) <= width;
+    let mut below = 0;
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    for group in groups {
+        let (mut under, mut inside) = (0, 0);
+        for &value in group {
+            under += u32::from(key(value) < from);
+            inside |= u32::from(is_inside(value));
+        }
+        below += under;
+        if inside != 0 {
+            found.extend(group.iter().filter(|value| is_inside(**value)).map(|&value| key(value)));
+        }
+    }
+    for &value in rest {
+        below += u32::from(key(value) < from);
+        if is_inside(value) {
+            found.push(key(value));
+        }
     }
     below
 }
@@ -322,13 +351,13 @@ mod tests {
             let tau = &tau[..len];
             let sum: Vec<f32> = tau.iter().zip(&other).map(|(a, b)| a + b).collect();
             prop_assert!(guess.limit(f32::from(n)).is_some());
-            let (mut expected, mut rows) = (vec![8; len], Rows::default());
+            let (mut expected, mut rows) = (Vec::new(), Rows::default());
             let each = judge_each(f32::from(n), tau, &sum, &guess, &mut expected);
             for kernels in Kernels::available() {
-                let mut flags = vec![8; len];
+                let mut found = Vec::new();
                 let judged =
-                    kernels.pcb_judge(f32::from(n), tau, &sum, &guess, &mut rows, &mut flags);
-                prop_assert_eq!(&flags, &expected);
+                    kernels.pcb_judge(f32::from(n), tau, &sum, &guess, &mut rows, &mut found);
+                prop_assert_eq!(&found, &expected);
                 prop_assert_eq!(judged.below, each.below);
             }
         }

@@ -5,11 +5,11 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::bracket::{self, Guess, Joint, Judged, Rows, Space};
+use super::bracket::{self, Found, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
 use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{blend, divergence, keys, math, moments, products, ram, random, sce, thin, ties};
+use super::{blend, divergence, keys, math, moments, pack, products, ram, random, sce, thin, ties};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,14 @@ impl Level {
         match self {
             Level::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => is_x86_feature_detected!("avx2"),
+            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("popcnt")
             }
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 => false,
@@ -55,6 +56,17 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A level that is available: made only by [`Kernels`], for bodies that call vector instructions by name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lanes(Level);
+
+impl Lanes {
+    #[inline(always)]
+    pub(super) fn level(self) -> Level {
+        self.0
     }
 }
 
@@ -114,25 +126,31 @@ impl Kernels {
     }
 }
 
+/// Calls a body, with the level as [`Lanes`] if it asks for that.
+macro_rules! call {
+    (($level:expr) $body:path, $($arg:ident),*) => { $body($($arg),*) };
+    (($level:expr) [lanes] $body:path, $($arg:ident),*) => { $body(Lanes($level), $($arg),*) };
+}
+
 /// Compiles a body once per instruction set, as a method of [`Kernels`].
 macro_rules! kernels {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path;)*) => {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $([$lanes:ident])? $body:path;)*) => {
         impl Kernels {
             $(
                 $(#[$doc])*
                 #[allow(clippy::too_many_arguments, reason = "one body, one call, no struct to fill in between")]
                 pub fn $name(&self, $($arg: $ty),*) $(-> $ret)? {
                     #[cfg(target_arch = "x86_64")]
-                    #[target_feature(enable = "avx2")]
+                    #[target_feature(enable = "avx2,popcnt")]
                     #[allow(clippy::too_many_arguments, reason = "as above")]
                     fn avx2($($arg: $ty),*) $(-> $ret)? {
-                        $body($($arg),*)
+                        call!((Level::Avx2) $([$lanes])? $body, $($arg),*)
                     }
                     #[cfg(target_arch = "x86_64")]
-                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,popcnt")]
                     #[allow(clippy::too_many_arguments, reason = "as above")]
                     fn avx512($($arg: $ty),*) $(-> $ret)? {
-                        $body($($arg),*)
+                        call!((Level::Avx512) $([$lanes])? $body, $($arg),*)
                     }
                     match self.level {
                         // SAFETY: `Kernels` of this level are handed out only where
@@ -142,7 +160,7 @@ macro_rules! kernels {
                         // SAFETY: as above.
                         #[cfg(target_arch = "x86_64")]
                         Level::Avx512 => unsafe { avx512($($arg),*) },
-                        _ => $body($($arg),*),
+                        _ => call!((Level::Scalar) $([$lanes])? $body, $($arg),*),
                     }
                 }
             )*
@@ -155,8 +173,9 @@ kernels! {
     /// even; all else is exact.
     fn decode(float: Float, bytes: &[u8], out: &mut [f32]) = dtype::decode;
 
-    /// Decodes an expert's `bytes` and subtracts `base`: a block of its task vector.
-    fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32])
+    /// Decodes an expert's `bytes` and subtracts `base`: a block of its task vector. Returns what `max_magnitude_bits`
+    /// says of it.
+    fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) -> u32
         = dtype::decode_minus_base;
 
     /// Adds `scale * left x right` to a run of elements that begins with element `first` of the matrix.
@@ -329,16 +348,16 @@ kernels! {
     fn pcb_map(
         inter: Inter, base: &[f32], taus: &[&[f32]], bounds: &[Bounds], cuts: &[Cut],
         lambdas: &[f32], scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
-    ) = pcb::map;
+    ) = [lanes] pcb::map;
 
     /// S: the sum of the task vectors.
     fn pcb_sum(taus: &[&[f32]], out: &mut [f32]) = pcb::sum;
 
-    /// Compares scores that are not quite known with a threshold that is not quite known. See
-    /// [`bracket`].
+    /// Compares scores that are not quite known with a threshold that is not quite known. What cannot be decided is
+    /// appended to `found`. See [`bracket`].
     fn pcb_judge(
-        factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, rows: &mut Rows, flags: &mut [u32],
-    ) -> Judged = bracket::judge;
+        factor: f32, tau: &[f32], sum: &[f32], guess: &Guess, rows: &mut Rows, found: &mut Vec<Found>,
+    ) -> Judged = [lanes] bracket::judge;
 
     /// The same for scores that depend on the bounds of all experts.
     fn pcb_judge_together(
@@ -351,8 +370,21 @@ kernels! {
     ) = bracket::rescore;
 
     /// Counts the keys of magnitudes below a bracket of keys and flags those in it.
-    fn mark_magnitudes(values: &[f32], span: (u32, u32), bit: u32, flags: &mut [u32]) -> u32
+    fn mark_magnitudes(values: &[f32], span: (u32, u32), flags: &mut [u32]) -> u32
         = bracket::mark_magnitudes;
+
+    /// Counts the keys of magnitudes below a bracket of keys and appends those in it to `found`.
+    fn magnitudes_within(values: &[f32], span: (u32, u32), found: &mut Vec<u32>) -> u32
+        = bracket::magnitudes_within;
+
+    /// A bit for each flag that is not zero.
+    fn mask(flags: &[u32; 16]) -> u16 = [lanes] pack::mask;
+
+    /// Writes the elements that a mask wants to the front of `to`; what is behind them there has no meaning.
+    fn pack(mask: u16, from: &[f32; 16], to: &mut [f32; 16]) = [lanes] pack::pack;
+
+    /// Writes the first elements of `from` to where a mask wants them.
+    fn unpack(mask: u16, from: &[f32; 16], to: &mut [f32; 16]) = [lanes] pack::unpack;
 
     /// Products of two rows.
     fn products(a: &[f32], b: &[f32], out: &mut [f32]) = pcb::products;

@@ -108,16 +108,19 @@ pub(super) fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(super) fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) {
+pub(super) fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) -> u32 {
+    let mut largest = 0;
     if float == Float::BF16 {
         // The common case in one sweep.
         for ((out, e), base) in out.iter_mut().zip(bytes.as_chunks::<2>().0).zip(base) {
             *out = bf16_to_f32(*e) - base;
+            largest = largest.max(out.to_bits() & 0x7fff_ffff);
         }
-        return;
+        return largest;
     }
     decode(float, bytes, out);
     subtract(base, out);
+    super::keys::max_magnitude_bits(out)
 }
 
 #[inline(always)]

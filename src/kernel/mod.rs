@@ -15,6 +15,7 @@ pub mod keys;
 mod low_rank;
 mod math;
 pub mod moments;
+mod pack;
 pub mod pcb;
 mod products;
 mod ram;

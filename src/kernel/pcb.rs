@@ -128,10 +128,24 @@ pub(super) fn sum(taus: &[&[f32]], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn sum_rows<'a>(rows: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
-    out.fill(0.0);
+fn sum_rows<'a>(rows: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
+    const GROUP: usize = 16;
+    let (groups, rest) = out.as_chunks_mut::<GROUP>();
+    let done = groups.len();
+    // Group by group, so that a sum stays in a register: in loops over single rows the compiler must reckon with rows
+    // that overlap, and takes elements one by one where they are few.
+    for (at, out) in groups.iter_mut().enumerate() {
+        let mut sum = [0.0; GROUP];
+        for row in rows.clone() {
+            for (sum, value) in sum.iter_mut().zip(&row.as_chunks::<GROUP>().0[at]) {
+                *sum += value;
+            }
+        }
+        *out = sum;
+    }
+    rest.fill(0.0);
     for row in rows {
-        for (out, value) in out.iter_mut().zip(row) {
+        for (out, value) in rest.iter_mut().zip(&row[done * GROUP..]) {
             *out += value;
         }
     }

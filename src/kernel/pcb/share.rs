@@ -3,6 +3,7 @@
 //! Where no expert has a score above its threshold, which in a real model is so in long runs of small changes, there is
 //! nothing to divide and the base remains.
 
+use super::super::dispatch::Lanes;
 use super::score::{self, Target};
 use super::sparse::{self, Ceiling, PIECE};
 use super::{Bounds, CHUNK, Cut, Inter, Scratch, Tally, WEIGHT_ONE, sign_of, sum_rows};
@@ -41,6 +42,7 @@ pub(in super::super) fn merge(
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
 pub(in super::super) fn map(
+    lanes: Lanes,
     inter: Inter,
     base: &[f32],
     taus: &[&[f32]],
@@ -61,32 +63,24 @@ pub(in super::super) fn map(
         *ceiling = Ceiling::new(n, *bounds);
     }
     let mut left = std::mem::take(&mut scratch.left);
-    left.resize(n + 2);
     for (at, (base, out)) in (0..).step_by(PIECE).zip(base.chunks(PIECE).zip(out.chunks_mut(PIECE)))
     {
-        let found = left.find(taus, at, base.len(), &ceilings[..n], cuts);
-        let mut rows: [&[f32]; sparse::MOST] = [&[]; sparse::MOST];
-        if found > base.len() / 2 {
-            for (row, tau) in rows.iter_mut().zip(taus) {
-                *row = &tau[at..at + base.len()];
-            }
-            dense(inter, base, &rows[..n], bounds, cuts, lambdas, scratch, out, tallies);
+        let mut rows: [&[f32]; sparse::MOST + 1] = [&[]; sparse::MOST + 1];
+        for (row, tau) in rows.iter_mut().zip(taus) {
+            *row = &tau[at..at + base.len()];
+        }
+        rows[n] = base;
+        left.find(lanes, &rows[..=n], &ceilings[..n], cuts);
+        keep_base(base, out);
+        if left.count() == 0 {
             continue;
         }
-        for (row, tau) in taus.iter().enumerate() {
-            left.gather(row, &tau[at..], found);
+        let (found, merged) = left.split(n + 1);
+        for (row, found) in rows.iter_mut().zip(found) {
+            *row = found;
         }
-        left.gather(n, base, found);
-        let (values, merged) = left.values.split_at_mut((n + 1) * PIECE);
-        for (row, values) in rows.iter_mut().zip(values.chunks(PIECE)) {
-            *row = &values[..found];
-        }
-        let (base_left, merged) = (&values[n * PIECE..][..found], &mut merged[..found]);
-        dense(inter, base_left, &rows[..n], bounds, cuts, lambdas, scratch, merged, tallies);
-        keep_base(base, out);
-        for (&place, &value) in left.places.iter().zip(&*merged) {
-            out[usize::from(place)] = value;
-        }
+        dense(inter, rows[n], &rows[..n], bounds, cuts, lambdas, scratch, merged, tallies);
+        left.put_back(lanes, n + 1, out);
     }
     scratch.left = left;
 }

@@ -339,8 +339,7 @@ impl Stage for Scan {
                 continue;
             }
             let row = block.rows[wanted.expert];
-            flags.fill(0);
-            counted.below += u64::from(kernels.mark_magnitudes(row, span, 1, flags));
+            counted.below += u64::from(kernels.mark_magnitudes(row, span, flags));
             flagged(flags, |e, _| {
                 counted.inside += 1;
                 if counted.inside <= self.limit {

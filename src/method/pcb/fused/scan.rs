@@ -4,7 +4,7 @@ use super::crowd::{Crowd, Gathered};
 use super::guess::{Aim, Boxed};
 use super::settle::settle;
 use super::{Course, NO_IDEA, Spans};
-use crate::kernel::bracket::{Judged, Rows, TOP, UNDECIDED, flagged};
+use crate::kernel::bracket::{Found, Judged, Rows, TOP, UNDECIDED};
 use crate::kernel::keys;
 use crate::kernel::pcb::Inter;
 use crate::method::{BLOCK, Block, MethodError, Next, Parcels, Stage};
@@ -14,10 +14,6 @@ pub(super) const NAME: &str = "scan";
 
 /// First word of a saved state.
 const STATE: u32 = 0x5a6d_0003;
-
-/// Flags beside those of the kernel.
-const LO: u32 = 4;
-const HI: u32 = 8;
 
 /// Lanes of the pile for each expert: magnitudes in the brackets of lo and of hi, then
 /// (tau, sum) of scores near the threshold and of those near the top.
@@ -75,9 +71,11 @@ pub(super) struct State {
     counted: Vec<Counted>,
     gathered: Gathered,
     pile: Pile,
-    flags: Vec<u32>,
     sum: Vec<f32>,
     rows: Rows,
+    /// What is inside a bracket of a block.
+    inside: Vec<u32>,
+    found: Vec<Found>,
 }
 
 impl Scan {
@@ -103,7 +101,7 @@ impl Scan {
     pub(super) fn state_bytes(experts: u64, inter: Inter) -> u64 {
         let block = BLOCK as u64;
         let gathered = if inter == Inter::Raw { 0 } else { Gathered::bytes(experts) };
-        gathered + Pile::bytes(experts * LANES as u64 * block) + 4 * 4 * block + experts * 128
+        gathered + Pile::bytes(experts * LANES as u64 * block) + 11 * 4 * block + experts * 128
     }
 
     /// Lanes of the pile.
@@ -130,16 +128,17 @@ impl Stage for Scan {
             counted: vec![Counted::default(); n],
             gathered: Gathered::new(n),
             pile: Pile::new(n * LANES),
-            flags: vec![0; BLOCK],
             sum: vec![0.0; BLOCK],
             rows: Rows::default(),
+            inside: Vec::new(),
+            found: Vec::new(),
         }
     }
 
     fn add(&self, state: &mut State, block: &Block<'_>, _out: &mut [f32]) {
         let (kernels, len) = (self.course.setup.kernels, block.base.len());
-        let State { counted, gathered, pile, flags, sum, rows } = state;
-        let (flags, sum) = (&mut flags[..len], &mut sum[..len]);
+        let State { counted, gathered, pile, sum, rows, inside, found } = state;
+        let sum = &mut sum[..len];
         if let Some(crowd) = &self.crowd {
             let judged = gathered.add(kernels, &crowd.joint, block, self.joint_limit);
             for (counted, judged) in counted.iter_mut().zip(judged) {
@@ -151,45 +150,38 @@ impl Stage for Scan {
         let factor = block.rows.len() as f32;
         for (i, (tau, look)) in block.rows.iter().zip(&self.looks).enumerate() {
             let counted = &mut counted[i];
-            flags.fill(0);
+            let mut push = |records: &mut [u64; LANES], lane: usize, record: u64| {
+                records[lane] += 1;
+                if records[lane] <= self.limit {
+                    pile.push(i * LANES + lane, record);
+                }
+            };
             if let Some(spans) = &look.spans {
                 // A whole unit need not be listed twice.
                 let lanes = if spans[0] == spans[1] { 1 } else { 2 };
-                for (lane, &(from, to)) in spans.iter().enumerate().take(lanes) {
+                for (lane, &(from, to)) in [LO_LANE, HI_LANE].into_iter().zip(spans).take(lanes) {
                     // Zeros may be half of all and are only counted.
                     let span = (from.max(1), to.max(1));
-                    let bit = [LO, HI][lane];
-                    let below = kernels.mark_magnitudes(tau, span, bit, flags);
+                    let below = kernels.magnitudes_within(tau, span, inside);
                     counted.below[lane] += u64::from(below);
+                    for magnitude in inside.drain(..) {
+                        push(&mut counted.records, lane, magnitude.into());
+                    }
                 }
                 counted.largest = counted.largest.max(kernels.max_magnitude_bits(tau));
             }
             if let (Some((aim, _)), None) = (&look.guess, &self.crowd) {
-                counted.judge(&kernels.pcb_judge(factor, tau, sum, &aim.guess, rows, flags));
+                counted.judge(&kernels.pcb_judge(factor, tau, sum, &aim.guess, rows, found));
+                for Found { tau, sum, flags } in found.drain(..) {
+                    let pair = u64::from(tau.to_bits()) << 32 | u64::from(sum.to_bits());
+                    if flags & UNDECIDED != 0 {
+                        push(&mut counted.records, OPEN_LANE, pair);
+                    }
+                    if flags & TOP != 0 {
+                        push(&mut counted.records, TOP_LANE, pair);
+                    }
+                }
             }
-            let limit = self.limit;
-            let mut push = |lane: usize, record: u64| {
-                counted.records[lane] += 1;
-                if counted.records[lane] <= limit {
-                    pile.push(i * LANES + lane, record);
-                }
-            };
-            flagged(flags, |e, flag| {
-                let magnitude = u64::from(tau[e].to_bits() & 0x7fff_ffff);
-                let pair = u64::from(tau[e].to_bits()) << 32 | u64::from(sum[e].to_bits());
-                if flag & LO != 0 {
-                    push(LO_LANE, magnitude);
-                }
-                if flag & HI != 0 {
-                    push(HI_LANE, magnitude);
-                }
-                if flag & UNDECIDED != 0 {
-                    push(OPEN_LANE, pair);
-                }
-                if flag & TOP != 0 {
-                    push(TOP_LANE, pair);
-                }
-            });
         }
     }
 
