@@ -5,6 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use reflow::kernel::bracket::{Guess, Rows};
 use reflow::kernel::pcb::{Bounds, Cut, Inter, Scratch, Tally};
 use reflow::kernel::{Float, Kernels};
 use reflow::method::BLOCK;
@@ -108,6 +109,68 @@ fn pcb(c: &mut Criterion) {
     }
 }
 
+/// The scan's decision and the map, on task vectors of which a tenth is kept.
+fn fused(c: &mut Criterion) {
+    let Some(scalar) = Kernels::available().next() else { return };
+    let rows: Vec<Vec<f32>> = (0..EXPERTS).map(|i| row(i as u64 + 7, 0.01)).collect();
+    let taus: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+    let (base, middle) = (row(1, 0.1), Bounds { lo: 1e-7, hi: 2.4e-3 });
+    let (bounds, mut scratch) = ([middle; EXPERTS], Scratch::default());
+    let mut scores = vec![0.0; EXPERTS * BLOCK];
+    scalar.pcb_scores(Inter::Raw, &taus, &bounds, &mut scratch, &mut scores);
+    scores[..BLOCK].sort_unstable_by(f32::total_cmp);
+    let (threshold, largest) = (scores[BLOCK / 10 * 9], scores[BLOCK - 1]);
+    let cuts = [Cut { threshold, span: largest, active: true }; EXPERTS];
+    let guess = Guess {
+        middle,
+        low: threshold * 0.999,
+        high: threshold * 1.001,
+        pivot: 1.0,
+        reach: 1e-3,
+        lean: 1e-4,
+        guard: 1e-5,
+        edge: 2.9,
+        far: 3.0,
+        top: largest,
+    };
+    let mut sum = vec![0.0; BLOCK];
+    scalar.pcb_sum(&taus, &mut sum);
+    let mut group = c.benchmark_group("pcb a");
+    group.throughput(Throughput::Elements((BLOCK * EXPERTS) as u64));
+    let mut expected = None;
+    for kernels in Kernels::available() {
+        let (mut found, mut judging) = (Vec::new(), Rows::default());
+        let mut judge = || {
+            found.clear();
+            for tau in &taus {
+                let (tau, sum) = (black_box(tau), &sum);
+                kernels.pcb_judge(EXPERTS as f32, tau, sum, &guess, &mut judging, &mut found);
+            }
+            found.len()
+        };
+        let (mut out, mut tallies) = (vec![0.0; BLOCK], [Tally::default(); EXPERTS]);
+        let mut map = |out: &mut [f32]| {
+            kernels.pcb_map(
+                Inter::Raw,
+                &base,
+                black_box(&taus),
+                &bounds,
+                &cuts,
+                &[1.0; EXPERTS],
+                &mut scratch,
+                out,
+                &mut tallies,
+            );
+        };
+        map(&mut out);
+        let got = (judge(), bits(&out));
+        assert_eq!(expected.get_or_insert_with(|| got.clone()), &got);
+        group.bench_function(BenchmarkId::new("judge", kernels.level()), |b| b.iter(&mut judge));
+        group
+            .bench_function(BenchmarkId::new("map", kernels.level()), |b| b.iter(|| map(&mut out)));
+    }
+}
+
 fn selection(c: &mut Criterion) {
     let keys: Vec<u32> = row(3, 0.01).iter().map(|v| v.to_bits() & 0x7fff_ffff).collect();
     let mut group = c.benchmark_group("selection");
@@ -120,5 +183,5 @@ fn selection(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, conversions, pcb, selection);
+criterion_group!(benches, conversions, pcb, fused, selection);
 criterion_main!(benches);

@@ -346,10 +346,18 @@ mod tests {
         #[test]
         fn sorting_out_by_a_bound_decides_as_each_score_does(
             tau in values(), other in values(), guess in guess(), n in 1u8..17,
+            scale in prop::sample::select(vec![1f32, 1e-9]),
         ) {
+            // Of the smaller scale the bound cannot tell: all elements are left, and no others.
             let len = tau.len().min(other.len());
-            let tau = &tau[..len];
-            let sum: Vec<f32> = tau.iter().zip(&other).map(|(a, b)| a + b).collect();
+            let sum: Vec<f32> = tau.iter().zip(&other).map(|(a, b)| (a + b) * scale).collect();
+            let tau: Vec<f32> = tau[..len].iter().map(|tau| tau * scale).collect();
+            let (tau, square) = (&tau[..], scale * scale);
+            let guess = Guess {
+                middle: Bounds { lo: guess.middle.lo * scale, hi: guess.middle.hi * scale },
+                low: guess.low * square, high: guess.high * square, top: guess.top * square,
+                ..guess
+            };
             prop_assert!(guess.limit(f32::from(n)).is_some());
             let (mut expected, mut rows) = (Vec::new(), Rows::default());
             let each = judge_each(f32::from(n), tau, &sum, &guess, &mut expected);

@@ -89,6 +89,21 @@ fn mark(
     }
 }
 
+/// Writes those elements of a group that a mask wants, even if there are none: a branch that cannot be foretold
+/// costs more.
+#[inline(always)]
+fn keep(lanes: Lanes, mask: Mask, group: &[f32; GROUP], to: &mut [f32]) {
+    if let Some(to) = to.first_chunk_mut() {
+        pack(lanes, mask, group, to);
+    }
+}
+
+/// The first so many elements of a group that is not whole.
+#[inline(always)]
+fn within(len: usize) -> Mask {
+    (1 << len) - 1
+}
+
 impl Left {
     /// Makes room for a piece of so many rows.
     #[inline(always)]
@@ -110,14 +125,6 @@ impl Left {
         self.count
     }
 
-    /// Appends those elements of one row's group that a mask wants.
-    #[inline(always)]
-    fn keep(&mut self, lanes: Lanes, mask: Mask, row: usize, group: &[f32; GROUP]) {
-        if let Some(to) = self.values[row * STRIDE + self.count..].first_chunk_mut() {
-            pack(lanes, mask, group, to);
-        }
-    }
-
     /// Finds the elements of a piece (rows of task vectors, then the base) in which an expert may have weight.
     #[inline(always)]
     pub(super) fn find(
@@ -128,48 +135,44 @@ impl Left {
         cuts: &[Cut],
     ) {
         self.begin(rows.len() + 1);
-        let whole = rows[0].len() / GROUP;
+        let mark = |rows: &[&[f32]], at: usize| {
+            let group = |row: &[f32]| row.as_chunks::<GROUP>().0[at];
+            let taus = &rows[..rows.len() - 1];
+            let mut sum = [0.0; GROUP];
+            for tau in taus {
+                sum.iter_mut().zip(group(tau)).for_each(|(sum, tau)| *sum += tau);
+            }
+            let mut flags = [0; GROUP];
+            for ((tau, ceiling), cut) in taus.iter().zip(ceilings).zip(cuts) {
+                if cut.active {
+                    mark(ceiling, cut.threshold, &group(tau), &sum, &mut flags);
+                }
+            }
+            mask(lanes, &flags)
+        };
+        let (whole, rest) = (rows[0].len() / GROUP, rows[0].len() % GROUP);
+        // Kept out of `self`, and so in registers.
+        let (values, mut count) = (&mut self.values[..], 0);
         for at in 0..whole {
-            self.find_in_group(lanes, rows, at, ceilings, cuts);
+            let mask = mark(rows, at);
+            for (i, row) in rows.iter().enumerate() {
+                keep(lanes, mask, &row.as_chunks().0[at], &mut values[i * STRIDE + count..]);
+            }
+            self.masks.push(mask);
+            count += mask.count_ones() as usize;
         }
-        let rest = rows[0].len() % GROUP;
         if rest > 0 {
             let groups: Vec<_> = rows.iter().map(|row| padded(&row[whole * GROUP..])).collect();
             let mut padded: [&[f32]; MOST + 1] = [&[]; MOST + 1];
             padded.iter_mut().zip(&groups).for_each(|(row, group)| *row = group);
-            self.find_in_group(lanes, &padded[..rows.len()], 0, ceilings, cuts);
-        }
-    }
-
-    /// Zeros have no weight: those behind the end are not found.
-    #[inline(always)]
-    fn find_in_group(
-        &mut self,
-        lanes: Lanes,
-        rows: &[&[f32]],
-        at: usize,
-        ceilings: &[Ceiling],
-        cuts: &[Cut],
-    ) {
-        let group = |row: &[f32]| row.as_chunks::<GROUP>().0[at];
-        let taus = &rows[..rows.len() - 1];
-        let mut sum = [0.0; GROUP];
-        for tau in taus {
-            sum.iter_mut().zip(group(tau)).for_each(|(sum, tau)| *sum += tau);
-        }
-        let mut flags = [0; GROUP];
-        for ((tau, ceiling), cut) in taus.iter().zip(ceilings).zip(cuts) {
-            if cut.active {
-                mark(ceiling, cut.threshold, &group(tau), &sum, &mut flags);
+            let mask = mark(&padded[..rows.len()], 0) & within(rest);
+            for (i, group) in groups.iter().enumerate() {
+                keep(lanes, mask, group, &mut values[i * STRIDE + count..]);
             }
+            self.masks.push(mask);
+            count += mask.count_ones() as usize;
         }
-        let mask = mask(lanes, &flags);
-        // Even if there are none: a branch that cannot be foretold costs more.
-        for (i, row) in rows.iter().enumerate() {
-            self.keep(lanes, mask, i, &group(row));
-        }
-        self.masks.push(mask);
-        self.count += mask.count_ones() as usize;
+        self.count = count;
     }
 
     /// Finds the elements of one expert whose scores may be above a limit: rows of task vector and sum.
@@ -183,31 +186,24 @@ impl Left {
         limit: f32,
     ) {
         self.begin(2);
+        let (taus, sums) = self.values.split_at_mut(STRIDE);
+        let mut count = 0;
+        let mut step = |tau: &[f32; GROUP], sum: &[f32; GROUP], valid: Mask| {
+            let mut flags = [0; GROUP];
+            mark(ceiling, limit, tau, sum, &mut flags);
+            let mask = mask(lanes, &flags) & valid;
+            keep(lanes, mask, tau, &mut taus[count..]);
+            keep(lanes, mask, sum, &mut sums[count..]);
+            count += mask.count_ones() as usize;
+        };
         let ((tau, tau_rest), (sum, sum_rest)) = (tau.as_chunks(), sum.as_chunks());
         for (tau, sum) in tau.iter().zip(sum) {
-            self.find_above_in_group(lanes, tau, sum, ceiling, limit);
+            step(tau, sum, Mask::MAX);
         }
         if !tau_rest.is_empty() {
-            let (tau, sum) = (padded(tau_rest), padded(sum_rest));
-            self.find_above_in_group(lanes, &tau, &sum, ceiling, limit);
+            step(&padded(tau_rest), &padded(sum_rest), within(tau_rest.len()));
         }
-    }
-
-    #[inline(always)]
-    fn find_above_in_group(
-        &mut self,
-        lanes: Lanes,
-        tau: &[f32; GROUP],
-        sum: &[f32; GROUP],
-        ceiling: &Ceiling,
-        limit: f32,
-    ) {
-        let mut flags = [0; GROUP];
-        mark(ceiling, limit, tau, sum, &mut flags);
-        let mask = mask(lanes, &flags);
-        self.keep(lanes, mask, 0, tau);
-        self.keep(lanes, mask, 1, sum);
-        self.count += mask.count_ones() as usize;
+        self.count = count;
     }
 
     /// The rows, and room for one more: what becomes of them.
