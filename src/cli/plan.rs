@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::human::{bytes, count};
 use crate::job::Space;
-use crate::plan::{AdapterSummary, PlanSummary};
+use crate::plan::{AdapterSummary, Layers, PlanSummary};
 
 /// How many names of a list are shown before "and N more".
 const SHOWN: usize = 8;
@@ -34,6 +34,9 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     }
     for adapter in &plan.adapters {
         line("adapter", render_adapter(adapter));
+    }
+    for (label, text) in plan.layers.iter().flat_map(layers) {
+        line(label, text);
     }
     for tie in &plan.ties {
         line("tied", tie.clone());
@@ -98,6 +101,40 @@ fn render_adapter(adapter: &AdapterSummary) -> String {
         whole => format!(", {whole} stored whole"),
     };
     format!("{}: {} tensors changed{ranks}{whole}", adapter.model, adapter.low_rank)
+}
+
+/// The lines about slices: the stack, what each run of output layers is made of, what is in none.
+fn layers(layers: &Layers) -> Vec<(&'static str, String)> {
+    let others = match &layers.other_stacks[..] {
+        [] => String::new(),
+        others => format!("; {} as in its models", others.join(", ")),
+    };
+    let (count, donor) = (layers.output, layers.donor);
+    let mut lines =
+        vec![("layers", format!("{}: {count} (the donor has {donor}){others}", layers.stack))];
+    for slice in &layers.slices {
+        let sources = slice.sources.iter();
+        let sources = sources.map(|source| format!("{} of {}", run(source.layers), source.model));
+        let sources = sources.collect::<Vec<_>>().join(", ");
+        lines.push(("slice", format!("{} from {sources}", run(slice.layers))));
+    }
+    for left in &layers.left_out {
+        let runs = left.layers.iter().map(|&layers| run(layers)).collect::<Vec<_>>().join(", ");
+        let mut parts = Vec::new();
+        if left.tensors > 0 {
+            parts.push(format!("layers {runs} ({} tensors)", left.tensors));
+        }
+        if !left.outside.is_empty() {
+            parts.push(names(left.outside.len(), left.outside.iter().cloned()));
+        }
+        lines.push(("in no slice", format!("{}: {}", left.model, parts.join(", "))));
+    }
+    lines
+}
+
+/// A run of layers, by the first and the last.
+fn run((first, end): (u64, u64)) -> String {
+    if end == first + 1 { first.to_string() } else { format!("{first}-{}", end.saturating_sub(1)) }
 }
 
 /// The line about disk space.

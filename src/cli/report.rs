@@ -12,6 +12,8 @@ use crate::method::{ExpertOutcome, Note};
 /// What is told about one expert, over all units.
 #[derive(Default)]
 struct ExpertTotal {
+    /// Elements of the units that it is in.
+    elements: u64,
     kept: u64,
     weight: f64,
     notes: BTreeMap<Note, Vec<String>>,
@@ -21,7 +23,6 @@ struct ExpertTotal {
 pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> String {
     let mut text = String::new();
     let experts = totals(report);
-    let elements: u64 = report.units.iter().map(|(_, outcome)| outcome.elements).sum();
     let all: f64 = experts.iter().map(|e| e.weight).sum();
     let names = labels.iter().chain(report.passes.iter().map(|pass| &pass.name));
     let width = names.map(|name| name.chars().count()).max().unwrap_or(0);
@@ -30,8 +31,8 @@ pub(super) fn render(report: &Report, labels: &[String], keep: Option<f64>) -> S
             text,
             "{label:width$}  keeps {} of {} parameters ({:.2} %{}), {:.1} % of the weight",
             count(expert.kept),
-            count(elements),
-            percent(expert.kept as f64, elements as f64),
+            count(expert.elements),
+            percent(expert.kept as f64, expert.elements as f64),
             keep.map_or_else(String::new, |keep| format!(", asked {:.2} %", 100.0 * keep)),
             percent(expert.weight, all),
         );
@@ -134,6 +135,10 @@ fn totals(report: &Report) -> Vec<ExpertTotal> {
     let mut totals: Vec<ExpertTotal> = (0..experts).map(|_| ExpertTotal::default()).collect();
     for (unit, outcome) in &report.units {
         for (total, expert) in totals.iter_mut().zip(&outcome.experts) {
+            // Not every model is in every slice: nothing is told about it there.
+            if *expert != ExpertOutcome::default() {
+                total.elements += outcome.elements;
+            }
             total.kept += expert.kept;
             total.weight += expert.weight;
             for note in &expert.notes {

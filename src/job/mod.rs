@@ -145,7 +145,9 @@ impl Job {
 
     /// The plan in numbers and names.
     pub fn summary(&self) -> PlanSummary {
-        PlanSummary::new(&self.plan, &*self.method)
+        let mut summary = PlanSummary::new(&self.plan, &*self.method);
+        summary.warnings.extend(publish::config(self).into_iter().flat_map(|(_, notes)| notes));
+        summary
     }
 
     /// How inputs are read, and why so, in words.

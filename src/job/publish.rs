@@ -9,12 +9,15 @@ use super::Job;
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{Output, hex};
 use super::verify::{self, Depth};
-use crate::checkpoint::{CardExpert, CardFile, ModelCard, config_json, side_files};
+use crate::checkpoint::{
+    CardExpert, CardFile, LayerOrigin, ModelCard, config_json, relayered, side_files,
+};
 use crate::engine::EngineError;
 use crate::engine::sink::durable;
 use crate::error::{Error, IoContext};
 use crate::method::registry::Preset;
 use crate::patience::patiently;
+use crate::plan::Layers;
 use crate::plan::tied::Tie;
 use crate::progress::{Progress, Silent};
 use crate::recipe::{Model, OutputDtype};
@@ -68,8 +71,8 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         write(COEFFICIENTS, coefficients.to_json().as_bytes())?;
     }
     write(CARD, job.model_card().render().as_bytes())?;
-    if let Some(config) = &job.inputs.donor().config {
-        write(CONFIG, config_json(config, out_dtype(job), untied(job)).as_bytes())?;
+    if let Some((config, _)) = config(job) {
+        write(CONFIG, config_json(&config, out_dtype(job), untied(job)).as_bytes())?;
     }
     if let Some(index) = job.plan.layout.index_json() {
         write(INDEX, index.as_bytes())?;
@@ -117,6 +120,19 @@ pub(super) fn check(
     report.sound(model)
 }
 
+/// The donor's config, for the output's layers; and what in it only a human can set right.
+pub(super) fn config(job: &Job) -> Option<(serde_json::Value, Vec<String>)> {
+    let mut config = job.inputs.donor().config.clone()?;
+    let Some(layers) = &job.plan.layers else { return Some((config, Vec::new())) };
+    let origin = |(checkpoint, layer): (usize, u64)| LayerOrigin {
+        config: job.inputs.catalogs[checkpoint].config.as_ref(),
+        layer: layer as usize,
+    };
+    let origins: Vec<LayerOrigin<'_>> = layers.lenders().map(origin).collect();
+    let notes = relayered(&mut config, layers.donor, &origins);
+    Some((config, notes))
+}
+
 /// The output type as configs call it, if the recipe changes it.
 fn out_dtype(job: &Job) -> Option<&'static str> {
     match job.recipe.dtype {
@@ -159,10 +175,26 @@ pub(super) fn model_card(job: &Job) -> ModelCard {
     }
 }
 
+/// Which layers of a model became which of the output.
+fn part(job: &Job, layers: &Layers, model: &Model) -> String {
+    let own = job.recipe.row_position(&model.path);
+    let parts = layers.slices.iter().flat_map(|slice| {
+        let sources = slice.sources.iter().filter(|source| Some(source.checkpoint) == own);
+        sources.map(|source| {
+            let run = |(first, end): (u64, u64)| format!("{first}-{}", end.saturating_sub(1));
+            format!("layers {} in {}", run(source.layers), run(slice.layers))
+        })
+    });
+    parts.collect::<Vec<_>>().join(", ")
+}
+
 /// What a model's part in the merge was: its own parameters, and the method's usual one in any case.
 fn parameters(job: &Job, model: &Model) -> String {
     let mut shown: Vec<String> =
         model.parameters.iter().map(|(name, setting)| format!("{name} {setting}")).collect();
+    if let Some(layers) = &job.plan.layers {
+        return part(job, layers, model);
+    }
     if let Some(name) = job.recipe.method.per_expert
         && model.parameters.get(name).is_none()
     {

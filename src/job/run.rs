@@ -22,7 +22,7 @@ use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Work, host};
 use crate::error::Error;
-use crate::method::{AnyStage, MethodError, Next, Outcome, Sampling, State};
+use crate::method::{AnyStage, ExpertOutcome, MethodError, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Run, Segment};
 use crate::progress::{Event, Progress};
 
@@ -424,7 +424,21 @@ impl Passes<'_> {
         from..if to < total { plan.aligned(segments, to) } else { total }
     }
 
-    fn done(&mut self, unit: u32, outcome: Outcome) {
+    fn done(&mut self, unit: u32, mut outcome: Outcome) {
+        let plan = self.context.plan;
+        if plan.layers.is_some() && !outcome.experts.is_empty() {
+            // What is told is told by model, and not every model is in every slice.
+            let before = usize::from(plan.has_base);
+            let mut experts = vec![ExpertOutcome::default(); plan.experts().len()];
+            let rows = plan.units[unit as usize].checkpoints.iter().skip(before);
+            for (told, &checkpoint) in outcome.experts.drain(..).zip(rows) {
+                if let Some(expert) = experts.get_mut((checkpoint as usize).saturating_sub(before))
+                {
+                    *expert = told;
+                }
+            }
+            outcome.experts = experts;
+        }
         self.report.units.push((self.context.plan.view(unit).name.clone(), outcome));
     }
 

@@ -210,6 +210,20 @@ impl Entry {
     pub fn parameter(&self, name: &str) -> Option<&'static Parameter> {
         self.parameters.iter().find(|parameter| parameter.name == name)
     }
+
+    /// How many models it takes besides the base, in words, unless it takes `count`.
+    pub fn refusal(&self, count: usize) -> Option<String> {
+        let (name, least, most) = (self.name, *self.models.start(), *self.models.end());
+        if self.models.contains(&count) {
+            return None;
+        }
+        Some(match (least, most) {
+            (1, usize::MAX) => "at least one is needed".to_owned(),
+            (least, usize::MAX) => format!("{name} needs at least {least}"),
+            (least, most) if least == most => format!("{name} takes exactly {least}"),
+            (least, most) => format!("{name} takes {least} to {most}"),
+        })
+    }
 }
 
 impl PartialEq for Entry {

@@ -11,7 +11,7 @@ use super::problem::{Problem, Problems};
 use super::{Action, PlanError, SourceRef, select::Selection};
 use crate::checkpoint::{Catalog, TensorInfo};
 use crate::kernel::Float;
-use crate::recipe::{Missing, Recipe, Vocab};
+use crate::recipe::{Missing, Named, Recipe, Vocab};
 
 /// One tensor of the output: where its parts come from.
 #[derive(Clone, Debug)]
@@ -20,8 +20,23 @@ pub(super) struct Aligned<'a> {
     pub name: Box<str>,
     /// The donor's tensor, which says of what type and shape it is.
     pub lent: &'a TensorInfo,
+    /// The slice it belongs to.
+    pub slice: usize,
+    /// Its position along gradients.
+    pub t: f64,
+    /// The checkpoints that meet in it, the base first if there is one.
+    pub checkpoints: Arc<[u32]>,
+    /// Its names in the models besides the base; none if they are all the same.
+    pub names: Box<[Box<str>]>,
     /// Runs of elements from the start of the tensor, without gaps.
     pub parts: Vec<Part>,
+}
+
+impl Aligned<'_> {
+    /// By its names.
+    pub(super) fn named(&self) -> Named<'_> {
+        Named { output: &self.name, slice: self.slice, inputs: &self.names }
+    }
 }
 
 /// A run of elements of one tensor that is treated alike.
@@ -61,11 +76,24 @@ pub(super) fn align<'a>(
 ) -> Result<Alignment<'a>, PlanError> {
     let mut found = Alignment::default();
     let mut problems = Problems::default();
+    let mut lineups: Vec<Arc<[u32]>> = Vec::new();
     let matcher = Matcher { recipe, inputs, selection };
     for origin in origins.iter() {
         let parts = matcher.parts(&origin, &mut found, &mut problems);
-        let name = origin.name.into_owned().into_boxed_str();
-        found.tensors.push(Aligned { name, lent: origin.lent, parts });
+        let rows = &origin.sources[usize::from(inputs.has_base)..];
+        let moved = rows.iter().any(|source| source.name != origin.name);
+        let names = rows.iter().filter(|_| moved).map(|source| Box::from(&*source.name)).collect();
+        let checkpoints = origin.sources.iter().map(|source| source.checkpoint as u32);
+        // Neighbours have the same.
+        let known = lineups.iter().rposition(|known| known.iter().copied().eq(checkpoints.clone()));
+        let known = known.unwrap_or_else(|| {
+            lineups.push(checkpoints.collect());
+            lineups.len() - 1
+        });
+        let checkpoints = Arc::clone(&lineups[known]);
+        let Origin { name, lent, slice, t, .. } = origin;
+        let name = name.into_owned().into_boxed_str();
+        found.tensors.push(Aligned { name, lent, slice, t, checkpoints, names, parts });
     }
     matcher.extras(origins, &mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
@@ -204,11 +232,11 @@ impl Matcher<'_> {
     }
 
     fn extras(&self, origins: &Origins<'_>, found: &mut Alignment<'_>, problems: &mut Problems) {
-        for (checkpoint, tensor) in origins.extra() {
-            let (expert, tensor) = (self.label(checkpoint), tensor.to_owned());
-            if !self.selection.merges(&tensor) {
+        for extra in origins.extra() {
+            if !self.selection.merges(&extra.output) {
                 continue;
             }
+            let (expert, tensor) = (self.label(extra.checkpoint), extra.name.to_owned());
             match self.recipe.missing {
                 Missing::Base => found.extra.push((expert, tensor)),
                 Missing::Error => problems.push(Problem::Extra { expert, tensor }),

@@ -7,11 +7,14 @@
 mod align;
 mod budget;
 mod inputs;
+mod layers;
 pub mod low_rank;
 mod origin;
 mod problem;
 mod reading;
 mod select;
+mod slices;
+mod stacks;
 mod summary;
 pub mod tied;
 mod tiles;
@@ -25,20 +28,23 @@ use safetensors::Dtype;
 pub use align::Part;
 pub use budget::Budget;
 pub use inputs::Inputs;
+pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub use select::Selection;
 pub use summary::{AdapterSummary, PassSummary, PlanSummary};
 pub use tiles::{Tile, sampled, tiles};
+use units::Merged;
 pub use units::{Positions, Unit, layer};
 
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
 use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
-use crate::recipe::{Coefficients, Matched, OutputDtype, Place, Recipe, RecipeError};
+use crate::recipe::{Coefficients, Matched, Named, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
 use low_rank::LowRank;
 use origin::Origins;
+use slices::Sliced;
 
 /// What is done with a run of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +182,8 @@ pub struct Plan {
     pub missing: Vec<(String, String)>,
     /// (expert, tensor) pairs left out because the base lacks the tensor.
     pub extra: Vec<(String, String)>,
+    /// The layers of an output that is made of slices.
+    pub layers: Option<Layers>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -251,18 +259,24 @@ impl Plan {
         means: &Means,
     ) -> Result<Self, PlanError> {
         let selection = Selection::new(&recipe.include, &recipe.exclude)?;
-        let origins = Origins::whole(inputs);
+        let origins = if recipe.slices.is_empty() {
+            Origins::whole(inputs)
+        } else {
+            Origins::Sliced(Sliced::new(recipe, inputs)?)
+        };
         let alignment = align::align(recipe, inputs, &origins, &selection)?;
         let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
         let mut segments = segments(&alignment, &tensors, &layout);
-        let merged: Vec<&str> = (segments.iter().filter(|s| s.action == Action::Merge))
-            .map(|segment| &*tensors[segment.tensor as usize].name)
-            .collect();
+        let merged = segments.iter().filter(|segment| segment.action == Action::Merge);
+        let merged = merged.map(|segment| alignment.tensors[segment.tensor as usize].named());
+        let merged: Vec<Named<'_>> = merged.collect();
         let known = |name: &str| inputs.catalogs().any(|catalog| catalog.get(name).is_some());
-        let coefficients = recipe.coefficients_of(&merged, known)?;
-        let views = views(recipe, &segments, &tensors, &coefficients)?;
-        let units = units::units(recipe.scope, recipe.models.len(), views.into_iter());
+        let names: Vec<&str> = merged.iter().map(|tensor| tensor.output).collect();
+        let coefficients = recipe.coefficients_of(&names, known)?;
+        let views = views(recipe, &segments, &alignment, &coefficients)?;
+        let plain = recipe.method.reads.1 == 1;
+        let units = units::units(recipe.scope, plain, views.into_iter())?;
         if units.is_empty() {
             return Err(PlanError::Nothing);
         }
@@ -276,7 +290,7 @@ impl Plan {
         let demand = demand(recipe, inputs, &segments, &units, method, means);
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
-        let mut warnings = alignment.warnings;
+        let mut warnings = alignment.warnings.clone();
         warnings.extend(recipe.idle_filters(&merged));
         warnings.extend(coefficients.warnings);
         for warning in inputs.catalogs().flat_map(|c| &c.warnings) {
@@ -300,6 +314,10 @@ impl Plan {
             ties,
             missing: alignment.missing,
             extra: alignment.extra,
+            layers: match &origins {
+                Origins::Whole(_) => None,
+                Origins::Sliced(sliced) => Some(Layers::new(sliced, inputs)),
+            },
             warnings,
         })
     }
@@ -416,27 +434,31 @@ fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -
 fn views(
     recipe: &Recipe,
     segments: &[Segment],
-    tensors: &[OutTensor],
+    alignment: &Alignment<'_>,
     coefficients: &Matched<'_>,
-) -> Result<Vec<(u32, TensorView)>, RecipeError> {
-    let positions = Positions::new(tensors.iter().map(|tensor| &*tensor.name));
+) -> Result<Vec<Merged>, RecipeError> {
     let mut known: HashMap<String, Arc<Values>> = HashMap::new();
     let mut views = Vec::new();
     for (i, segment) in (0..).zip(segments).filter(|(_, s)| s.action == Action::Merge) {
-        let tensor = &tensors[segment.tensor as usize];
-        let place = Place {
+        let tensor = &alignment.tensors[segment.tensor as usize];
+        let values = recipe.values(Place {
             tensor: &tensor.name,
-            t: positions.of(&tensor.name),
+            t: tensor.t,
             coefficients: coefficients.get(&tensor.name),
-        };
-        let values = recipe.values(place)?;
+            slice: tensor.slice,
+            names: &tensor.names,
+        })?;
         let values = known.entry(format!("{values:?}")).or_insert_with(|| Arc::new(values)).clone();
-        let mut shape: Box<[u64]> = (*tensor.shape).into();
+        let mut shape: Box<[u64]> = (*tensor.lent.shape).into();
         if let [rows, row @ ..] = &mut *shape {
             *rows = segment.elements / row.iter().product::<u64>().max(1);
         }
         let (name, elements) = (Arc::from(&*tensor.name), segment.elements);
-        views.push((i, TensorView { name, shape, elements, first: 0, values }));
+        views.push(Merged {
+            segment: i,
+            checkpoints: Arc::clone(&tensor.checkpoints),
+            tensor: TensorView { name, shape, elements, first: 0, values },
+        });
     }
     Ok(views)
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Action, Budget, Plan, Run, tied::Tie};
+use super::{Action, Budget, Layers, Plan, Run, tied::Tie};
 use crate::method::Method;
 
 /// One kind of pass.
@@ -63,6 +63,9 @@ pub struct PlanSummary {
     pub extra: Vec<(String, String)>,
     /// What adapters do, model by model.
     pub adapters: Vec<AdapterSummary>,
+    /// The layers of an output that is made of slices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
     /// Tied weights, as sentences.
     pub ties: Vec<String>,
     /// Sets of elements over which statistics are taken.
@@ -110,6 +113,7 @@ impl PlanSummary {
             missing: plan.missing.clone(),
             extra: plan.extra.clone(),
             adapters: plan.adapters.clone(),
+            layers: plan.layers.clone(),
             ties: plan.ties.iter().map(describe).collect(),
             units: plan.units.len(),
             read: passes.iter().map(|p| p.read).sum(),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::method::{Scope, TensorView, UnitView};
+use crate::recipe::{RecipeError, Words};
 
 /// The elements that are merged together: the whole model, one layer, or one tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,34 +14,63 @@ pub struct Unit {
     pub view: Arc<UnitView>,
     /// Indices of the unit's segments, in output order: one for each tensor of the view.
     pub segments: Vec<u32>,
+    /// The models that are the rows of its blocks, by their positions among all checkpoints, the base
+    /// first if there is one.
+    pub checkpoints: Arc<[u32]>,
 }
 
-/// Groups segments, given as (index, tensor) in output order. `experts` is the number of rows.
+/// A segment that is merged.
+#[derive(Clone, Debug)]
+pub(super) struct Merged {
+    /// Its number.
+    pub(super) segment: u32,
+    /// The checkpoints that meet in it.
+    pub(super) checkpoints: Arc<[u32]>,
+    /// What the method is told about it.
+    pub(super) tensor: TensorView,
+}
+
+/// Groups segments, given in output order. If other models meet in one part of a unit than in another, no
+/// statistic is about all of it: a method without any (`plain`) has a unit for each lineup then.
+///
+/// # Errors
+/// For other methods, if that is so.
 pub(super) fn units(
     scope: Scope,
-    experts: usize,
-    segments: impl Iterator<Item = (u32, TensorView)>,
-) -> Vec<Unit> {
-    let mut units: Vec<(UnitView, Vec<u32>)> = Vec::new();
-    let mut by_name: HashMap<String, usize> = HashMap::new();
-    for (segment, tensor) in segments {
+    plain: bool,
+    segments: impl Iterator<Item = Merged>,
+) -> Result<Vec<Unit>, RecipeError> {
+    let mut units: Vec<(UnitView, Vec<u32>, Arc<[u32]>)> = Vec::new();
+    let mut by_name: HashMap<_, usize> = HashMap::new();
+    for Merged { segment, checkpoints, tensor } in segments {
         let name = match scope {
             Scope::Model => "model",
             Scope::Layer => layer(&tensor.name).unwrap_or(&tensor.name),
             Scope::Tensor => &tensor.name,
         };
-        let at = *by_name.entry(name.to_owned()).or_insert_with(|| {
-            let name = name.to_owned();
-            units.push((UnitView { name, elements: 0, experts, tensors: Vec::new() }, Vec::new()));
+        let lineup = plain.then(|| Arc::clone(&checkpoints));
+        let at = *by_name.entry((name.to_owned(), lineup)).or_insert_with(|| {
+            let (name, experts) = (name.to_owned(), tensor.values.experts.len());
+            let view = UnitView { name, elements: 0, experts, tensors: Vec::new() };
+            units.push((view, Vec::new(), Arc::clone(&checkpoints)));
             units.len() - 1
         });
-        let (view, listed) = &mut units[at];
+        let (view, listed, meeting) = &mut units[at];
+        if *meeting != checkpoints {
+            let reason = format!(
+                "statistics over the {} are about the same models all over, and not all slices have the \
+                 same ones; add scope: tensor to the common parameters",
+                scope.word()
+            );
+            return Err(RecipeError::Value { key: "scope".to_owned(), reason });
+        }
         let first = view.elements;
         view.elements += tensor.elements;
         view.tensors.push(TensorView { first, ..tensor });
         listed.push(segment);
     }
-    units.into_iter().map(|(view, segments)| Unit { view: Arc::new(view), segments }).collect()
+    let unit = |(view, segments, checkpoints)| Unit { view: Arc::new(view), segments, checkpoints };
+    Ok(units.into_iter().map(unit).collect())
 }
 
 /// Positions of tensors along the layers: 0 in the first, 1 in the last.
@@ -117,15 +147,17 @@ mod tests {
             [(0, "embed", 10), (1, "l.0.a", 3), (2, "l.1.a", 4), (3, "l.0.b", 5), (4, "l.1.b", 6)];
         let tensors = tensors.map(|(at, name, elements)| {
             let view = UnitView::array(name, elements, crate::method::Values::new(2));
-            (at, view.tensors[0].clone())
+            let tensor = view.tensors[0].clone();
+            Merged { segment: at, checkpoints: [0, 1].into(), tensor }
         });
         let sizes = |scope| {
-            units(scope, 2, tensors.clone().into_iter())
+            units(scope, false, tensors.clone().into_iter())
+                .unwrap()
                 .into_iter()
                 .map(|u| (u.view.name.clone(), u.view.elements, u.segments))
                 .collect::<Vec<_>>()
         };
-        let layer = &units(Scope::Layer, 2, tensors.clone().into_iter())[1].view;
+        let layer = &units(Scope::Layer, false, tensors.clone().into_iter()).unwrap()[1].view;
         assert_eq!(layer.tensors.iter().map(|t| t.first).collect::<Vec<_>>(), [0, 3]);
         assert_eq!(sizes(Scope::Model), [("model".into(), 28, vec![0, 1, 2, 3, 4])]);
         assert_eq!(
@@ -137,6 +169,15 @@ mod tests {
             ]
         );
         assert_eq!(sizes(Scope::Tensor).len(), 5);
+        let mut other = tensors;
+        other[4].checkpoints = [0, 2].into();
+        let of = |scope| units(scope, false, other.clone().into_iter()).map(|units| units.len());
+        assert_eq!(of(Scope::Tensor), Ok(5));
+        let plain = units(Scope::Model, true, other.clone().into_iter()).unwrap();
+        assert_eq!([&plain[0].segments[..], &plain[1].segments], [&[0, 1, 2, 3][..], &[4]]);
+        for scope in [Scope::Model, Scope::Layer] {
+            assert!(of(scope).unwrap_err().to_string().contains("scope: tensor"));
+        }
     }
 
     #[test]

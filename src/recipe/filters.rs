@@ -2,20 +2,40 @@
 
 use super::{Filtered, Recipe, Setting};
 
+/// A tensor by all its names.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    /// Its name in the output.
+    pub output: &'a str,
+    /// The slice it belongs to.
+    pub slice: usize,
+    /// Its names in the models; none if they are the same.
+    pub inputs: &'a [Box<str>],
+}
+
+impl<'a> Named<'a> {
+    fn names(&self) -> impl Iterator<Item = &'a str> {
+        [self.output].into_iter().chain(self.inputs.iter().map(|name| &**name))
+    }
+}
+
 impl Recipe {
     /// The filters that decide about none of `tensors`, as sentences.
-    pub fn idle_filters(&self, tensors: &[&str]) -> Vec<String> {
-        let common = self.parameters.iter().map(|(name, setting)| (name.to_owned(), setting));
-        let own = self.models.iter().flat_map(|model| {
-            let named =
-                move |(name, setting)| (format!("{name} of {}", model.path.display()), setting);
-            model.parameters.iter().map(named)
-        });
+    pub fn idle_filters(&self, tensors: &[Named<'_>]) -> Vec<String> {
         let mut found = Vec::new();
-        for (whose, setting) in common.chain(own) {
+        let stated = self.stated();
+        let settings = stated.iter().flat_map(|place| {
+            place.parameters.iter().map(move |(name, setting)| match &place.whose {
+                Some(who) => (format!("{name} of {who}"), setting, place.slice),
+                None => (name.to_owned(), setting, place.slice),
+            })
+        });
+        for (whose, setting, slice) in settings {
             let Setting::Filtered(entries) = setting else { continue };
             for (i, entry) in entries.iter().enumerate() {
-                let matching: Vec<&&str> = tensors.iter().filter(|t| entry.matches(t)).collect();
+                let reached = tensors.iter().filter(|t| slice.is_none_or(|slice| t.slice == slice));
+                let names = reached.flat_map(Named::names);
+                let matching: Vec<&str> = names.filter(|name| entry.matches(name)).collect();
                 let before = &entries[..i];
                 let hidden = matching.iter().all(|t| before.iter().any(|other| other.matches(t)));
                 if !hidden {
@@ -57,7 +77,8 @@ mod tests {
         model.parameters.set("lambda", mergekit::setting("lambda", text).unwrap());
         let method = Recipe::method("pcb", None).unwrap();
         let recipe = Recipe::new(method, Some("b".into()), vec![model]);
-        recipe.idle_filters(&["embed", "layers.0.mlp.up", "layers.0.attn.q"])
+        let named = |output| Named { output, slice: 0, inputs: &[] };
+        recipe.idle_filters(&["embed", "layers.0.mlp.up", "layers.0.attn.q"].map(named))
     }
 
     #[test]

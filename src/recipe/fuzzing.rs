@@ -56,8 +56,7 @@ pub(crate) fn lossless(recipe: &Recipe) {
     assert!(again.validate().is_ok(), "{:?}", again.validate());
     for (tensor, t) in [("model.layers.0.mlp.up_proj.weight", 0.0), ("lm_head.weight", 0.7)] {
         let values = |recipe: &Recipe| {
-            let values =
-                (recipe.values(Place { tensor, t, coefficients: None }), recipe.merge_values());
+            let values = (recipe.values(Place::whole(tensor, t)), recipe.merge_values());
             if let Err(error) = &values.0 {
                 told(error);
             }

@@ -14,11 +14,12 @@ mod read;
 pub mod reference;
 mod setting;
 mod settings;
+pub(crate) mod slices;
 mod suggest;
 mod write;
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 #[cfg(test)]
 mod tests;
 
@@ -30,10 +31,12 @@ use crate::method::registry::{self, BaseUse, Entry};
 
 pub use crate::method::Scope;
 pub use coefficients::{Coefficients, Matched};
+pub use filters::Named;
 pub use hub::locate;
 pub use parameters::{Parameters, Place};
 pub use setting::{Filtered, Setting};
 pub use settings::{Failpoint, IoRequest, Settings, Stop};
+pub use slices::{Module, Row, Slice, SliceSource};
 pub use suggest::suggestion;
 
 /// A model that is merged, with its own parameters.
@@ -143,8 +146,13 @@ words! {
 pub struct Recipe {
     /// The base checkpoint. Where the method sees a base as one more model, it is one of `models`.
     pub base: Option<PathBuf>,
-    /// The models besides the base; sums run in this order.
+    /// The models besides the base; sums run in this order. Where there are slices: all of theirs, each
+    /// once, without parameters.
     pub models: Vec<Model>,
+    /// Runs of output layers, if the output is not made of whole models.
+    pub slices: Vec<Slice>,
+    /// The module that the inputs are given for, if they are.
+    pub module: Option<Module>,
     /// The method.
     pub method: &'static Entry,
     /// Parameters for all models.
@@ -225,6 +233,8 @@ impl Recipe {
         Self {
             base,
             models,
+            slices: Vec::new(),
+            module: None,
             method,
             parameters: Parameters::default(),
             coefficients: None,
@@ -270,7 +280,9 @@ impl Recipe {
 
     /// Whether experts are seen relative to a base.
     pub fn has_base(&self) -> bool {
-        self.base.is_some() && self.method.base != BaseUse::Model
+        self.base.is_some()
+            && self.method.base != BaseUse::Model
+            && (self.slices.is_empty() || self.a_slice_has_base())
     }
 
     /// All checkpoints: the base first, if experts are seen relative to it, then the models.
@@ -315,8 +327,13 @@ impl Recipe {
     /// The fraction of elements that is asked to be kept of every expert, if it is one number.
     pub fn kept(&self) -> Option<f64> {
         let parameter = ["keep", "density"].iter().find_map(|name| self.method.parameter(name))?;
-        let own = |model: &Model| model.parameters.get(parameter.name).is_some();
-        if self.models.iter().any(own) {
+        let own = |parameters: &Parameters| parameters.get(parameter.name).is_some();
+        let of_slices = self.slices.iter().flat_map(|slice| {
+            slice.sources.iter().map(|source| &source.parameters).chain([&slice.parameters])
+        });
+        let of_models = self.models.iter().map(|model| &model.parameters);
+        let of_module = self.module.iter().map(|module| &module.parameters);
+        if of_slices.chain(of_models).chain(of_module).any(own) {
             return None;
         }
         match (self.parameters.get(parameter.name), parameter.preset) {
@@ -363,12 +380,13 @@ impl Recipe {
         if self.seed != 0 && !self.method.random {
             warnings.push(format!("{name} draws no random numbers; the seed has no effect"));
         }
-        for (i, model) in self.models.iter().enumerate() {
+        let whole = if self.slices.is_empty() { &*self.models } else { &[] };
+        for (i, model) in whole.iter().enumerate() {
             let shown = model.path.display();
             if self.has_base() && Some(&model.path) == self.base.as_ref() {
                 warnings.push(format!("{shown} is the base itself: its task vector is zero"));
             }
-            if self.models[..i].iter().any(|other| other.path == model.path) {
+            if whole[..i].iter().any(|other| other.path == model.path) {
                 warnings.push(format!("{shown} is given more than once"));
             }
         }
@@ -399,16 +417,11 @@ impl Recipe {
             }
             _ => {}
         }
-        let (least, most) = (*self.method.models.start(), *self.method.models.end());
-        let count = self.models.len();
-        if count < least || count > most {
-            let wanted = match (least, most) {
-                (1, usize::MAX) => "at least one is needed".to_owned(),
-                (least, usize::MAX) => format!("{name} needs at least {least}"),
-                (least, most) if least == most => format!("{name} takes exactly {least}"),
-                (least, most) => format!("{name} takes {least} to {most}"),
-            };
+        if !self.slices.is_empty() {
+            self.check_slices()?;
+        } else if let Some(wanted) = self.method.refusal(self.models.len()) {
             let besides = if self.has_base() { " besides the base" } else { "" };
+            let count = self.models.len();
             return value("--expert", format!("{wanted}{besides}; {count} given"));
         }
         if !self.has_base() {

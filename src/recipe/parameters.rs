@@ -1,6 +1,6 @@
 //! The parameters of a recipe, checked against the registry and evaluated tensor by tensor.
 
-use super::{Recipe, RecipeError, Setting, suggestion};
+use super::{Recipe, RecipeError, Row, Setting, slices, suggestion};
 use crate::method::registry::{Entry, Kind, Parameter, Per, Preset};
 use crate::method::{Value, Values};
 
@@ -48,6 +48,29 @@ impl Parameters {
     }
 }
 
+/// How far parameters reach that are set in one place of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// To one model.
+    Model,
+    /// To all models of a slice or a module.
+    Part,
+    /// To the whole merge.
+    Merge,
+}
+
+/// Parameters, as one place of a recipe states them.
+pub(super) struct Stated<'a> {
+    /// Whose they are; nobody's if they are the recipe's own.
+    pub(super) whose: Option<String>,
+    /// What is stated.
+    pub(super) parameters: &'a Parameters,
+    /// How far it reaches.
+    pub(super) reach: Reach,
+    /// The slice it is stated in.
+    pub(super) slice: Option<usize>,
+}
+
 /// A tensor to evaluate parameters for.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
@@ -57,6 +80,17 @@ pub struct Place<'a> {
     pub t: f64,
     /// Numbers for each model, in place of a parameter of the method: see [`Recipe::coefficients_of`].
     pub coefficients: Option<&'a [f64]>,
+    /// The slice it belongs to; without meaning in a merge of whole models.
+    pub slice: usize,
+    /// Its name in each of the models, in the order of [`Recipe::rows`]; none if it is the same in all.
+    pub names: &'a [Box<str>],
+}
+
+impl<'a> Place<'a> {
+    /// A tensor of a merge of whole models.
+    pub fn whole(tensor: &'a str, t: f64) -> Self {
+        Self { tensor, t, coefficients: None, slice: 0, names: &[] }
+    }
 }
 
 impl Recipe {
@@ -77,29 +111,31 @@ impl Recipe {
         Ok(values)
     }
 
-    /// The parameters in one tensor: each model's own setting first, then the common one, then the default.
+    /// The parameters in one tensor: each model's own setting first, then what is said about all models,
+    /// from the slice to the whole recipe, then the default. Filters of parameters that each model has are
+    /// about names in the models, those of common ones about names in the output.
     ///
     /// # Errors
     /// [`RecipeError::Value`] for values that do not fit, and required ones that are missing.
     pub fn values(&self, place: Place<'_>) -> Result<Values, RecipeError> {
-        let mut values = Values::new(self.models.len());
-        let evaluate = |parameter: &'static Parameter, own: Option<&Setting>, who: &str| {
-            let own = own.and_then(|setting| setting.at(place.tensor, place.t));
-            let common = || {
-                let setting = self.parameters.get(parameter.name);
-                setting.and_then(|setting| setting.at(place.tensor, place.t))
-            };
-            match own.or_else(common) {
-                Some(value) => typed(parameter, &value),
-                None => preset(parameter)
-                    .ok_or_else(|| missing(parameter, &format!("{who} in {}", place.tensor))),
+        let rows = self.rows(place.slice);
+        let mut values = Values::new(rows.len());
+        let evaluate = |parameter: &'static Parameter, own: Option<&Parameters>, name: &str| {
+            let levels = own.into_iter().chain(self.levels(place.slice));
+            let mut settings = levels.filter_map(|level| level.get(parameter.name));
+            match settings.find_map(|setting| setting.at(name, place.t)) {
+                Some(value) => typed(parameter, &value).map(Some),
+                None => Ok(preset(parameter)),
             }
         };
+        let lacks =
+            |parameter, who: &str| missing(parameter, &format!("{who} in {}", place.tensor));
         for parameter in self.method.parameters {
             match parameter.per {
                 Per::Merge => {}
                 Per::Tensor => {
-                    let value = evaluate(parameter, None, "all models")?;
+                    let value = evaluate(parameter, None, place.tensor)?;
+                    let value = value.ok_or_else(|| lacks(parameter, "all models"))?;
                     values.shared.push((parameter.name, value));
                 }
                 Per::Model
@@ -112,10 +148,11 @@ impl Recipe {
                     }
                 }
                 Per::Model => {
-                    for (expert, model) in values.experts.iter_mut().zip(&self.models) {
-                        let who = model.path.display().to_string();
-                        let value =
-                            evaluate(parameter, model.parameters.get(parameter.name), &who)?;
+                    for (i, (expert, row)) in values.experts.iter_mut().zip(&rows).enumerate() {
+                        let name = place.names.get(i).map_or(place.tensor, |name| name);
+                        let value = evaluate(parameter, Some(row.parameters), name)?;
+                        let who = || row.path.display().to_string();
+                        let value = value.ok_or_else(|| lacks(parameter, &who()))?;
                         expert.push((parameter.name, value));
                     }
                 }
@@ -124,46 +161,74 @@ impl Recipe {
         Ok(values)
     }
 
+    /// All places where parameters are set.
+    pub(super) fn stated(&self) -> Vec<Stated<'_>> {
+        let state = |whose, parameters, reach, slice| Stated { whose, parameters, reach, slice };
+        let mut places = vec![state(None, &self.parameters, Reach::Merge, None)];
+        if let Some(module) = &self.module {
+            let name = format!("module {}", module.name);
+            places.push(state(Some(name), &module.parameters, Reach::Part, None));
+        }
+        for (number, slice) in self.slices.iter().enumerate() {
+            let name = slices::name(number);
+            for source in &slice.sources {
+                let whose = format!("{} in {name}", source.path.display());
+                places.push(state(Some(whose), &source.parameters, Reach::Model, Some(number)));
+            }
+            places.push(state(Some(name), &slice.parameters, Reach::Part, Some(number)));
+        }
+        for model in &self.models {
+            let name = model.path.display().to_string();
+            places.push(state(Some(name), &model.parameters, Reach::Model, None));
+        }
+        places
+    }
+
     /// Checks all parameters against the registry; returns what looks suspicious.
     pub(super) fn check_parameters(&self) -> Result<Vec<String>, RecipeError> {
         let mut warnings = Vec::new();
-        self.check(&self.parameters, None, &mut warnings)?;
-        for model in &self.models {
-            self.check(&model.parameters, Some(&model.path.display().to_string()), &mut warnings)?;
+        for place in self.stated() {
+            self.check(&place, &mut warnings)?;
         }
         // Filters may leave gaps, which the tensors' names show: see `values`.
         for parameter in self.method.parameters.iter().filter(|p| p.preset == Preset::Required) {
             let in_file =
                 self.coefficients.is_some() && self.method.per_expert == Some(parameter.name);
-            if in_file || self.parameters.get(parameter.name).is_some() {
-                continue;
-            }
-            let lacks = |model: &&super::Model| model.parameters.get(parameter.name).is_none();
-            match (parameter.per, self.models.iter().find(lacks)) {
-                (Per::Model, None) => {}
-                (Per::Model, Some(model)) => {
-                    return Err(missing(parameter, &model.path.display().to_string()));
+            for slice in 0..self.slices.len().max(1) {
+                let stated = self.levels(slice).any(|level| level.get(parameter.name).is_some());
+                if in_file || stated {
+                    continue;
                 }
-                (Per::Merge | Per::Tensor, _) => return Err(missing(parameter, "this merge")),
+                let place = match self.slices.len() {
+                    0 => String::new(),
+                    _ => format!(" in {}", slices::name(slice)),
+                };
+                let rows = self.rows(slice);
+                let lacks = |row: &&Row<'_>| row.parameters.get(parameter.name).is_none();
+                match (parameter.per, rows.iter().find(lacks)) {
+                    (Per::Model, None) => {}
+                    (Per::Model, Some(row)) => {
+                        return Err(missing(parameter, &format!("{}{place}", row.path.display())));
+                    }
+                    (Per::Merge | Per::Tensor, _) => {
+                        return Err(missing(parameter, &format!("this merge{place}")));
+                    }
+                }
             }
         }
         Ok(warnings)
     }
 
-    fn check(
-        &self,
-        parameters: &Parameters,
-        model: Option<&str>,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), RecipeError> {
-        for (name, setting) in parameters.iter() {
-            self.check_setting(name, setting, model.is_some())?;
+    fn check(&self, place: &Stated<'_>, warnings: &mut Vec<String>) -> Result<(), RecipeError> {
+        for (name, setting) in place.parameters.iter() {
+            self.check_setting(name, setting, place.reach)?;
             let Some(parameter) = self.method.parameter(name) else { continue };
             let Some(((least, most), why)) = parameter.usual else { continue };
             for value in setting.values() {
                 let Value::Number(number) = typed(parameter, value)? else { continue };
                 if !(least..=most).contains(&number) {
-                    let of = model.map_or_else(String::new, |model| format!(" of {model}"));
+                    let of =
+                        place.whose.as_ref().map_or_else(String::new, |who| format!(" of {who}"));
                     warnings.push(format!(
                         "{name} {number}{of} is unusual for {}: {why}",
                         self.method.name
@@ -174,17 +239,21 @@ impl Recipe {
         Ok(())
     }
 
-    /// Checks one setting against the registry; `own` if a model sets it for itself.
+    /// Checks one setting against the registry.
     pub(super) fn check_setting(
         &self,
         name: &str,
         setting: &Setting,
-        own: bool,
+        reach: Reach,
     ) -> Result<(), RecipeError> {
         let Some(parameter) = self.method.parameter(name) else { return Err(self.unknown(name)) };
         let refuse = |reason: String| Err(RecipeError::Value { key: name.to_owned(), reason });
-        if own && parameter.per != Per::Model {
+        if reach == Reach::Model && parameter.per != Per::Model {
             let reason = "it is one for all models; give it under the common parameters";
+            return refuse(reason.to_owned());
+        }
+        if reach == Reach::Part && parameter.per == Per::Merge {
+            let reason = "it is one for the whole merge; give it under the recipe's own parameters";
             return refuse(reason.to_owned());
         }
         if parameter.per == Per::Merge && !matches!(setting, Setting::One(_)) {

@@ -84,7 +84,7 @@ fn the_habits_of_mergekit_recipes_are_understood() {
          dtype: float32\nshard_size: 2GB\n",
     )
     .unwrap();
-    let values = recipe.values(super::Place { tensor: "w", t: 0.0, coefficients: None }).unwrap();
+    let values = recipe.values(super::Place::whole("w", 0.0)).unwrap();
     assert_eq!(values.each("lambda"), [1.5, 2.0]);
     assert_eq!(recipe.merge_values().unwrap().number("keep"), 0.1);
     assert_eq!(recipe.dtype, OutputDtype::F16);
@@ -149,17 +149,80 @@ fn the_name_of_a_method_is_suggested() {
     }
 }
 
+const SLICES: &str = "merge_method: ties\nbase_model: b\nslices:\n  - sources:\n      - {model: b, layer_range: [0, 2]}\n      \
+                      - {model: x, layer_range: [1, 3], parameters: {weight: {filter: mlp, value: 1}}}\n    \
+                      parameters: {weight: [0.5, 1]}\n  - sources:\n      - {model: b, layer_range: [1, 2]}\n      \
+                      - {model: c, layer_range: [3, 4]}\n    base_model: b\nparameters: {weight: 2, density: 0.5}\n";
+
+#[test]
+fn slices_survive_a_round_trip_alone_and_below_a_module() {
+    let below = SLICES.replace('\n', "\n    ").replacen("    base_model", "base_model", 1);
+    let below = below.replacen("    slices:", "modules:\n  default:\n    slices:", 1);
+    let below = below.replacen("    parameters: {weight: 2", "parameters: {weight: 2", 1);
+    let below = below.replace(
+        "modules:\n  default:\n",
+        "modules:\n  default:\n    parameters: {lambda: [1, 2]}\n",
+    );
+    for text in [SLICES, &below] {
+        let (recipe, warnings) = read(text).unwrap();
+        assert_eq!((recipe.slices.len(), warnings.len()), (2, 0), "{text}");
+        assert_eq!(recipe.validate(), Ok(vec![]));
+        let written = recipe.to_yaml(|path| path.display().to_string());
+        let again = parsed(&written).unwrap();
+        assert_eq!(again.to_yaml(|path| path.display().to_string()), written);
+        assert_eq!((again.slices, again.models), (recipe.slices, recipe.models), "{written}");
+        assert_eq!((again.module, again.base), (recipe.module, recipe.base), "{written}");
+    }
+}
+
+#[test]
+fn slices_that_make_no_sense_are_refused_with_the_key() {
+    let valid = |text: &str| {
+        parsed(text).and_then(|recipe| recipe.validate().map_err(|error| error.to_string()))
+    };
+    for (from, to, parts) in [
+        ("[1, 3]", "[1, 4]", vec!["line 6", "same number of layers"]),
+        ("[1, 3]", "[3, 1]", vec!["line 6", "`layer_range` is [FIRST, END]"]),
+        ("[1, 3]", "[1, 1]", vec!["line 6", "`layer_range` is [FIRST, END]"]),
+        ("[1, 3]", "[-1, 1]", vec!["line 6", "whole number"]),
+        ("[1, 3]", "[1, 2.5]", vec!["line 6", "whole number"]),
+        ("[1, 3]", "[1, 2, 3]", vec!["line 6", "`layer_range` is [FIRST, END]"]),
+        ("[1, 3]", "2", vec!["line 6", "list"]),
+        ("[1, 3]", "[0, 99999999999]", vec!["line 6", "`layer_range` is [FIRST, END]"]),
+        ("{model: x, layer", "{model: b, layer", vec!["line 6", "more than once in one slice"]),
+        (", layer_range: [3, 4]", "", vec!["line 10", "`layer_range`"]),
+        ("layer_range: [3, 4]", "layer_rang: [3, 4]", vec!["did you mean `layer_range`?"]),
+        (
+            "      - {model: b, layer_range: [1, 2]}\n",
+            "",
+            vec!["slices: slice 2", "ties needs its base_model", "b"],
+        ),
+        ("    base_model: b\n", "    base_model: z\n", vec!["slices: slice 2", "add z"]),
+        ("{weight: 2, ", "{", vec!["weight", "c in slice 2"]),
+        ("{weight: [0.5, 1]}", "{wieght: 1}", vec!["line 7", "did you mean `weight`?"]),
+        ("{weight: [0.5, 1]}", "{scope: tensor}", vec!["line 7", "`scope`"]),
+    ] {
+        assert!(SLICES.contains(from), "{from}");
+        let text = SLICES.replacen(from, to, 1);
+        refused(valid(&text), &parts);
+    }
+    let slerp = SLICES.replace("ties", "slerp").replace("weight: 2, density: 0.5", "t: 0.5");
+    let slerp = slerp
+        .replace("{weight: [0.5, 1]}", "{t: 1}")
+        .replace(", parameters: {weight: {filter: mlp, value: 1}}", "");
+    assert_eq!(valid(&slerp), Ok(vec![]));
+    let three =
+        slerp.replace("- {model: c", "- {model: z, layer_range: [0, 1]}\n      - {model: c");
+    refused(valid(&three), &["slices: slice 2", "slerp takes exactly 1 besides the base; 2 given"]);
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
     for (text, parts) in [
         (
-            "merge_method: pcb\nbase_model: b\nslices:\n  - sources: [{model: x, layer_range: [0, 2]}]\n"
+            "merge_method: pcb\nbase_model: b\nmodules: {m: {models: [{model: x}]}, n: {models: [{model: x}]}}\n"
                 .to_owned(),
-            ["line 4", "`slices`", "`models`"],
-        ),
-        (
-            "merge_method: pcb\nbase_model: b\nmodules: {m: {models: [{model: x}]}}\n".to_owned(),
-            ["line 3", "`modules`", "`models`"],
+            ["line 3", "more than one entry in `modules`", "`models`"],
         ),
         (format!("{SMALL}chat_template: chatml\n"), ["line 5", "`chat_template`", "leave it out"]),
         (

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{OutputDtype, Recipe, Setting, Words};
+use super::{OutputDtype, Parameters, Recipe, Setting, Words};
 use crate::method::Value;
 use crate::quote::quoted;
 
@@ -13,13 +13,17 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     if let Some(base) = &recipe.base {
         let _infallible = writeln!(text, "base_model: {}", model(base));
     }
-    text.push_str("models:\n");
-    for entry in &recipe.models {
-        let _infallible = writeln!(text, "  - model: {}", model(&entry.path));
-        if !entry.parameters.is_empty() {
-            let _infallible = writeln!(text, "    parameters: {{{}}}", entry.parameters.to_yaml());
+    // Below `modules`, the inputs are indented.
+    let indent = if recipe.module.is_some() { "    " } else { "" };
+    if let Some(module) = &recipe.module {
+        let _infallible = writeln!(text, "modules:\n  {}:", quoted(&module.name));
+        if !module.parameters.is_empty() {
+            let own = module.parameters.to_yaml();
+            let _infallible = writeln!(text, "{indent}parameters: {{{own}}}");
         }
     }
+    let inputs = inputs(recipe, model);
+    inputs.lines().for_each(|line| text.extend([indent, line, "\n"]));
     // With the defaults: they may change one day, and this merge will not.
     let mut common = recipe.parameters.complete(recipe.method);
     let mut set =
@@ -67,6 +71,41 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     ] {
         if on {
             key(name, "true".to_owned());
+        }
+    }
+    text
+}
+
+/// `models` or `slices`.
+fn inputs(recipe: &Recipe, model: impl Fn(&Path) -> String) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| text.extend([&*line, "\n"]);
+    let own = |parameters: &Parameters| format!("parameters: {{{}}}", parameters.to_yaml());
+    if recipe.slices.is_empty() {
+        line("models:".to_owned());
+        for entry in &recipe.models {
+            line(format!("  - model: {}", model(&entry.path)));
+            if !entry.parameters.is_empty() {
+                line(format!("    {}", own(&entry.parameters)));
+            }
+        }
+        return text;
+    }
+    line("slices:".to_owned());
+    for slice in &recipe.slices {
+        line("  - sources:".to_owned());
+        for source in &slice.sources {
+            line(format!("      - model: {}", model(&source.path)));
+            line(format!("        layer_range: [{}, {}]", source.layers.start, source.layers.end));
+            if !source.parameters.is_empty() {
+                line(format!("        {}", own(&source.parameters)));
+            }
+        }
+        if let Some(base) = &slice.base {
+            line(format!("    base_model: {}", model(base)));
+        }
+        if !slice.parameters.is_empty() {
+            line(format!("    {}", own(&slice.parameters)));
         }
     }
     text

@@ -20,3 +20,4 @@ mod properties;
 mod recipes;
 mod reference;
 mod resume;
+mod slices;

@@ -88,9 +88,9 @@ fn what_a_recipe_cannot_have_stops_before_any_model_is_looked_at() {
         (
             small.replace(
                 "models: [{model: ./no/such}]",
-                "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
+                "modules: {m: {models: [{model: a}]}, n: {models: [{model: a}]}}",
             ),
-            "`slices`",
+            "`modules`",
         ),
         (format!("{small}parameters: {{kep: 1}}\n"), "did you mean `keep`?"),
         (small.replace("pcb", "PCB"), "did you mean pcb?"),

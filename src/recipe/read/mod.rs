@@ -2,21 +2,21 @@
 //!
 //! What reflow cannot do is refused by name, with the way out; nothing is ignored.
 
+mod inputs;
 mod tokenizer;
 mod vocabulary;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use super::mergekit::{
-    self, Assignments, Body, Document, Dtype, Input, ModelPath, ModelReference, Place,
-};
+use super::mergekit::{self, Assignments, Body, Document, Dtype, ModelPath, ModelReference, Place};
+use super::parameters::Reach;
 use super::{
-    Coefficients, Model, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting,
-    Words, hub, reference, suggestion,
+    Coefficients, OutputDtype, Parameters, Recipe, RecipeError, SHARD_SIZE, Scope, Setting, Words,
+    hub, reference, suggestion,
 };
 use crate::method::Value;
-use crate::method::registry::{BaseUse, Entry, Per, Preset};
+use crate::method::registry::{BaseUse, Entry};
 
 /// No recipe is larger.
 const MAX_BYTES: u64 = 1 << 20;
@@ -98,14 +98,17 @@ impl Reader<'_> {
     }
 
     fn recipe(&mut self, document: &Document) -> Result<Recipe, RecipeError> {
-        let inputs = self.inputs(document)?;
+        if let Some((_, at)) = &document.chat_template {
+            let what = format!("{at}: `chat_template`");
+            return Err(self.unsupported(what, "leave it out: the base's is used"));
+        }
         let mut common = document.parameters.clone();
         let dialect = self.take(&mut common, "dialect")?;
         let (name, at) = &document.merge_method;
         let method = (self.around.method)(name, dialect.as_ref().map(|(word, _)| word.as_str()))
             .map_err(|error| self.at(*at, format!("merge_{error}")))?;
         let base = document.base_model.as_ref().map(|base| self.model(base)).transpose()?;
-        if method.base == BaseUse::Required && base.is_none() {
+        if method.base == BaseUse::Required && base.is_none() && !every_slice_has_one(document) {
             return Err(self.malformed(format!("`base_model` is missing: {name} needs one")));
         }
         let mut recipe = Recipe::new(method, base, Vec::new());
@@ -116,8 +119,8 @@ impl Reader<'_> {
             let wrong = |_| self.at(at, format!("seed: {seed:?} is not a whole number"));
             recipe.seed = seed.parse().map_err(wrong)?;
         }
-        recipe.parameters = self.parameters(&recipe, &common, false)?;
-        self.models(&mut recipe, inputs)?;
+        recipe.parameters = self.parameters(&recipe, &common, Reach::Merge)?;
+        self.inputs(&mut recipe, document)?;
         recipe.dtype = match document.out_dtype.or(document.dtype) {
             None => OutputDtype::Keep,
             Some(Dtype::Bf16) => OutputDtype::Bf16,
@@ -134,76 +137,6 @@ impl Reader<'_> {
             self.warnings.push(format!("{}: {text}", self.path.display()));
         }
         Ok(recipe)
-    }
-
-    /// The whole models that are merged; other forms of inputs are refused.
-    fn inputs<'d>(&self, document: &'d Document) -> Result<&'d [Input], RecipeError> {
-        let refuse = |at: Place, what: &str, instead| {
-            Err(self.unsupported(format!("{at}: `{what}`"), instead))
-        };
-        let whole = "list whole models under `models`";
-        match &document.body {
-            Body::Slices(slices) => refuse(
-                slices.first().map_or_else(Place::default, |slice| slice.at),
-                "slices",
-                whole,
-            ),
-            Body::Modules(modules) => {
-                let at = modules.first().map_or_else(Place::default, |module| module.at);
-                refuse(at, "modules", whole)
-            }
-            Body::Models(inputs) => match &document.chat_template {
-                Some((_, at)) => refuse(*at, "chat_template", "leave it out: the base's is used"),
-                None => Ok(inputs),
-            },
-        }
-    }
-
-    /// The models besides the base, as mergekit counts them: a base that is listed is no expert, and one
-    /// that is not listed is one more model, the last, to a method without a base.
-    fn models(&mut self, recipe: &mut Recipe, inputs: &[Input]) -> Result<(), RecipeError> {
-        for input in inputs {
-            let path = self.model(&input.model)?;
-            let parameters = self.parameters(recipe, &input.parameters, true)?;
-            if recipe.has_base() && recipe.base.as_ref() == Some(&path) {
-                if !parameters.is_empty() {
-                    self.warnings.push(format!(
-                        "{}: {} is the base, so its parameters have no effect",
-                        self.path.display(),
-                        input.model
-                    ));
-                }
-                continue;
-            }
-            recipe.models.push(Model { path, parameters });
-        }
-        if recipe.models.is_empty() {
-            return Err(self.malformed("`models` lists no model besides the base"));
-        }
-        let unlisted = |base: &&PathBuf| recipe.models.iter().all(|model| model.path != **base);
-        let Some(base) = recipe.base.as_ref().filter(|_| !recipe.has_base()).filter(unlisted)
-        else {
-            return Ok(());
-        };
-        let lacks = recipe.method.parameters.iter().find(|parameter| {
-            parameter.per == Per::Model
-                && parameter.preset == Preset::Required
-                && recipe.parameters.get(parameter.name).is_none()
-        });
-        let name = recipe.method.name;
-        if let Some(parameter) = lacks {
-            return Err(self.malformed(format!(
-                "base_model: {name} sees it as one more model, and it has no `{}`; list it under `models` \
-                 with one, or leave base_model out",
-                parameter.name
-            )));
-        }
-        self.warnings.push(format!(
-            "{}: {name} sees the base_model as one more model, the last one",
-            self.path.display()
-        ));
-        recipe.models.push(Model::new(base.clone()));
-        Ok(())
     }
 
     /// Takes a key out of the parameters that decides about the merge as a whole.
@@ -227,12 +160,12 @@ impl Reader<'_> {
         }
     }
 
-    /// Parameters that the method has, by name; `own` if they are those of one model.
+    /// Parameters that the method has, by name.
     fn parameters(
         &mut self,
         recipe: &Recipe,
         given: &Assignments,
-        own: bool,
+        reach: Reach,
     ) -> Result<Parameters, RecipeError> {
         let mut parameters = Parameters::default();
         for assignment in &given.0 {
@@ -245,10 +178,10 @@ impl Reader<'_> {
                 ));
                 continue;
             }
-            if let Err(error) = recipe.check_setting(name, setting, own) {
+            if let Err(error) = recipe.check_setting(name, setting, reach) {
                 let names = recipe.method.parameters.iter().map(|parameter| parameter.name);
                 let near = suggestion(name, names).is_some();
-                let meant = suggestion(name, WHOLE).filter(|_| !own && !near);
+                let meant = suggestion(name, WHOLE).filter(|_| reach == Reach::Merge && !near);
                 return Err(match (error, meant) {
                     (RecipeError::Value { .. }, Some(meant)) => self.at(
                         assignment.at,
@@ -342,4 +275,17 @@ impl Reader<'_> {
             self.at(at, format!("{key}: {text:?} is unknown; known: {}", words.join(", ")))
         })
     }
+}
+
+/// Whether the inputs are slices that all name a base of their own.
+fn every_slice_has_one(document: &Document) -> bool {
+    let slices = match &document.body {
+        Body::Slices(slices) => slices,
+        Body::Modules(modules) => match &modules[..] {
+            [mergekit::Module { body: Body::Slices(slices), .. }] => slices,
+            _ => return false,
+        },
+        Body::Models(_) => return false,
+    };
+    slices.iter().all(|slice| slice.base_model.is_some())
 }

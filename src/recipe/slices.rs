@@ -1,0 +1,192 @@
+//! Slices: an output whose layers are runs of layers of models, one run after the other.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{Model, Parameters, Recipe, RecipeError};
+use crate::method::registry::BaseUse;
+
+/// A run of output layers, and what it is made of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Slice {
+    /// The base of its sources, if it is another than the recipe's.
+    pub base: Option<PathBuf>,
+    /// The runs of layers that meet in it, all of the same length, in the order of sums.
+    pub sources: Vec<SliceSource>,
+    /// Parameters of all its sources.
+    pub parameters: Parameters,
+}
+
+/// A run of layers of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceSource {
+    /// The model.
+    pub path: PathBuf,
+    /// Its layers: the first, and the one behind the last.
+    pub layers: Range<u32>,
+    /// What it sets itself.
+    pub parameters: Parameters,
+}
+
+/// The part of a model that `modules` names, if it does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Parameters of all its inputs.
+    pub parameters: Parameters,
+}
+
+/// A model as it takes part in a slice, or in a merge of whole models.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// The model.
+    pub path: &'a Path,
+    /// What it sets itself.
+    pub parameters: &'a Parameters,
+}
+
+impl Recipe {
+    /// The base of a slice.
+    pub fn slice_base<'a>(&'a self, slice: &'a Slice) -> Option<&'a Path> {
+        slice.base.as_deref().or(self.base.as_deref())
+    }
+
+    /// The sources of a slice as methods see them: the base, if experts are seen relative to one, and
+    /// the others as they are written.
+    pub fn lineup<'a>(
+        &'a self,
+        slice: &'a Slice,
+    ) -> (Option<&'a SliceSource>, impl Iterator<Item = &'a SliceSource>) {
+        let base = self.slice_base(slice).filter(|_| self.has_base());
+        let is_base = move |source: &&SliceSource| Some(&*source.path) == base;
+        let rest = slice.sources.iter().filter(move |source| !is_base(source));
+        (slice.sources.iter().find(is_base), rest)
+    }
+
+    /// The models that methods see as rows: those of a slice, or all in a merge of whole models.
+    pub fn rows(&self, slice: usize) -> Vec<Row<'_>> {
+        if let Some(slice) = self.slices.get(slice) {
+            let (_, sources) = self.lineup(slice);
+            return sources.map(|s| Row { path: &s.path, parameters: &s.parameters }).collect();
+        }
+        self.models.iter().map(|m| Row { path: &m.path, parameters: &m.parameters }).collect()
+    }
+
+    /// What is said about all models of a slice, the nearest first.
+    pub(super) fn levels(&self, slice: usize) -> impl Iterator<Item = &Parameters> {
+        let slice = self.slices.get(slice).map(|slice| &slice.parameters);
+        let module = self.module.as_ref().map(|module| &module.parameters);
+        slice.into_iter().chain(module).chain([&self.parameters])
+    }
+
+    /// The position of a slice's base among [`Recipe::checkpoints`].
+    pub fn base_position(&self, path: &Path) -> Option<usize> {
+        if self.has_base() && self.base.as_deref() == Some(path) {
+            return Some(0);
+        }
+        self.row_position(path)
+    }
+
+    /// The position of a row among [`Recipe::checkpoints`].
+    pub fn row_position(&self, path: &Path) -> Option<usize> {
+        let at = self.models.iter().position(|model| model.path == path);
+        at.map(|at| at + usize::from(self.has_base()))
+    }
+
+    /// Sets `models` to all models of the slices, each once; and the base, where it is none to the
+    /// method: it lends config and tokenizer. A base that is a row elsewhere is a model, too.
+    pub(super) fn gather_models(&mut self) {
+        let mut models: Vec<Model> = Vec::new();
+        let mut add = |path: &Path| {
+            if models.iter().all(|model| model.path != path) {
+                models.push(Model::new(path));
+            }
+        };
+        for slice in &self.slices {
+            let (base, rows) = self.lineup(slice);
+            let own = base.filter(|base| Some(&base.path) != self.base.as_ref());
+            own.into_iter().chain(rows).for_each(|source| add(&source.path));
+        }
+        if let Some(base) = self.base.as_deref().filter(|_| !self.has_base()) {
+            add(base);
+        }
+        self.models = models;
+    }
+
+    /// Whether any slice lists its base.
+    pub(super) fn a_slice_has_base(&self) -> bool {
+        self.slices.iter().any(|slice| {
+            let base = self.slice_base(slice);
+            slice.sources.iter().any(|source| Some(&*source.path) == base)
+        })
+    }
+
+    /// Checks that each slice has the models that the method needs.
+    pub(super) fn check_slices(&self) -> Result<(), RecipeError> {
+        let method = self.method.name;
+        if self.coefficients.is_some() {
+            let reason = "the file has one number for each model, and slices have models of their own; set the \
+                          parameter in the slices' sources";
+            return Err(RecipeError::Value {
+                key: "coefficients".to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+        for (number, slice) in self.slices.iter().enumerate() {
+            let wrong = |reason: String| {
+                let key = format!("slices: {}", name(number));
+                Err(RecipeError::Value { key, reason })
+            };
+            let (base, rows) = self.lineup(slice);
+            if base.is_none() && (self.has_base() || self.method.base == BaseUse::Required) {
+                let Some(base) = self.slice_base(slice) else {
+                    return wrong(format!("{method} needs a base_model"));
+                };
+                return wrong(format!(
+                    "{method} needs its base_model among its sources; add {} with the layer_range that belongs \
+                     to the others'",
+                    base.display()
+                ));
+            }
+            let besides = if base.is_some() { " besides the base" } else { "" };
+            let count = rows.count();
+            if let Some(wanted) = self.method.refusal(count) {
+                return wrong(format!("{wanted}{besides}; {count} given"));
+            }
+            check_ranges(number, slice)?;
+        }
+        Ok(())
+    }
+}
+
+/// How a slice is called in messages: by its number, counted from 1.
+pub(crate) fn name(number: usize) -> String {
+    format!("slice {}", number + 1)
+}
+
+fn check_ranges(number: usize, slice: &Slice) -> Result<(), RecipeError> {
+    let wrong = |source: &SliceSource, why: &str| {
+        let key = format!("layer_range of {}", source.path.display());
+        let Range { start, end } = source.layers;
+        let reason = format!("[{start}, {end}] in {} {why}", name(number));
+        Err(RecipeError::Value { key, reason })
+    };
+    let Some(first) = slice.sources.first() else { return Ok(()) };
+    for (i, source) in slice.sources.iter().enumerate() {
+        if source.layers.is_empty() {
+            return wrong(
+                source,
+                "holds no layer; it is [FIRST, END], END being the one behind the last",
+            );
+        }
+        if source.layers.len() != first.layers.len() {
+            let wanted = first.layers.len();
+            return wrong(source, &format!("is not of {wanted} layers like the first source's"));
+        }
+        if slice.sources[..i].iter().any(|other| other.path == source.path) {
+            return wrong(source, "is the second of this model; a slice takes each model once");
+        }
+    }
+    Ok(())
+}
