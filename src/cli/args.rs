@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::method::Strategy;
 use crate::recipe::{
-    Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words,
+    Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words, WriteRequest,
 };
 
 const EXIT_CODES: &str = "\
@@ -237,6 +237,9 @@ pub(super) struct RunArgs {
     /// How inputs are read
     #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
     pub(super) io: IoRequest,
+    /// How output is written: through the page cache or past it (for tests)
+    #[arg(long, hide = true, value_parser = word::<WriteRequest>(), default_value = "auto")]
+    pub(super) write: WriteRequest,
     /// How order statistics are found: the same bytes in two reads, or in five (for tests)
     #[arg(long, hide = true, value_parser = word::<Strategy>(), default_value = "fused")]
     pub(super) selection: Strategy,

@@ -57,6 +57,7 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         memory: args.memory,
         threads: args.threads.map(usize::from),
         io: args.io,
+        write: args.write,
         strategy: args.selection,
         tile: args.tile.map(|tile| tile as usize),
         checkpoint: args.checkpoint,

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod alarm;
+mod buffer;
 mod decode;
 pub mod host;
 mod pipeline;

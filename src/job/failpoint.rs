@@ -98,6 +98,11 @@ impl StoredFile for WatchedFile {
         self.inner.write_at(bytes, offset)
     }
 
+    fn write_past_cache(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.count.call();
+        self.inner.write_past_cache(bytes, offset)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.count.call();
         self.inner.set_len(len)

@@ -136,6 +136,11 @@ impl StoredFile for MeddledFile {
         self.inner.write_at(bytes, offset)
     }
 
+    fn write_past_cache(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.disk.call(What::Write, &self.path)?;
+        self.inner.write_past_cache(bytes, offset)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.disk.call(What::SetLen, &self.path)?;
         self.inner.set_len(len)

@@ -1,6 +1,7 @@
 //! The shards being written: opened when first touched, hashed on the way, finished when whole.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -9,7 +10,7 @@ use super::journal::{Record, Whole, Written};
 use crate::checkpoint::Layout;
 use crate::engine::TileSink;
 use crate::engine::sink::{
-    Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
+    Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
 };
 use crate::plan::Plan;
 use crate::progress::{Event, Progress};
@@ -25,6 +26,8 @@ pub(super) struct Output<'a> {
     extents: Extents,
     model: PathBuf,
     config: SinkConfig,
+    /// What all shards share to pass the page cache by.
+    lane: Arc<Lane>,
     progress: &'a dyn Progress,
     shards: Vec<Shard>,
     /// Hashes of the extents that are whole.
@@ -109,6 +112,7 @@ impl<'a> Output<'a> {
             hashes: vec![None; extents.len()],
             extents,
             model: place.model,
+            lane: Arc::new(Lane::new(place.config.chunk)),
             config: place.config,
             progress: place.progress,
             shards,
@@ -270,6 +274,7 @@ impl<'a> Output<'a> {
             Err(_) if !begun => ShardWriter::create(self.storage, &part, shard.len, &self.config)?,
             _ => return Err(SinkError::Damaged { path: part, offset: 0, len: shard.len }),
         };
+        let writer = writer.by_way_of(&self.lane);
         writer.write_at(0, &shard.header)?;
         self.shards[k].digest = Digested::default();
         self.shards[k].digest.add(&shard.header);
@@ -307,8 +312,13 @@ impl<'a> Output<'a> {
     /// its extents.
     fn catch_up(&mut self, k: usize) -> Result<(), SinkError> {
         let file = self.file(k);
-        let Shard { written, digest, .. } = &mut self.shards[k];
+        let Shard { written, digest, state } = &mut self.shards[k];
         let end = written.run_end(digest.bytes);
+        if let State::Open(writer) = state
+            && digest.bytes < end
+        {
+            writer.flush()?;
+        }
         while digest.bytes < end {
             let at = digest.bytes;
             let Some((number, extent)) = self.extents.find(k as u32, at) else { return Ok(()) };

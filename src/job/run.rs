@@ -137,7 +137,11 @@ fn in_staging(
     let source = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
     reading.grain = Grain::Sparse;
     let sampler = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
-    let config = SinkConfig { chunk: job.plan.budget.write_behind, keep_cache: job.keep_cache };
+    let config = SinkConfig {
+        chunk: job.plan.budget.write_behind,
+        keep_cache: job.keep_cache,
+        write: job.settings.write,
+    };
     let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
     let output = Output::new(&job.plan, place, journal.records())?;
     progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });

@@ -12,7 +12,7 @@ use super::{Job, Report, Ties};
 use crate::engine::sink::Storage;
 use crate::error::Error;
 use crate::progress::{Event, Progress};
-use crate::recipe::{Model, Recipe, Scope, Settings};
+use crate::recipe::{Model, Recipe, Scope, Settings, WriteRequest};
 
 /// Names and sizes: a tensor whose writes are longer than a page, copied ones, several shards.
 const TENSORS: [(&str, [usize; 2]); 6] = [
@@ -33,6 +33,8 @@ pub(super) struct Scene {
     pub(super) recipe: Recipe,
     /// Whether the output directory is there beforehand.
     pub(super) inside: bool,
+    /// How output is written where a test follows that.
+    pub(super) write: WriteRequest,
     pub(super) expected: Files,
 }
 
@@ -87,7 +89,8 @@ impl Scene {
         recipe.scope = scope;
         recipe.exclude = vec!["*norm*".to_owned()];
         recipe.shard_size = 5_000;
-        Self { inputs: Arc::new(inputs), recipe, inside, expected: Files::new() }.undisturbed()
+        let (inputs, write) = (Arc::new(inputs), WriteRequest::Auto);
+        Self { inputs, recipe, inside, write, expected: Files::new() }.undisturbed()
     }
 
     /// Another merge of the same inputs.
@@ -95,7 +98,8 @@ impl Scene {
         let mut recipe = self.recipe.clone();
         change(&mut recipe);
         let inputs = Arc::clone(&self.inputs);
-        Self { inputs, recipe, inside: self.inside, expected: Files::new() }.undisturbed()
+        let (inside, write) = (self.inside, self.write);
+        Self { inputs, recipe, inside, write, expected: Files::new() }.undisturbed()
     }
 
     /// With what it gives undisturbed.

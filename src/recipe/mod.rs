@@ -35,7 +35,7 @@ pub use filters::Named;
 pub use hub::locate;
 pub use parameters::{Parameters, Place};
 pub use setting::{Filtered, Setting};
-pub use settings::{Failpoint, IoRequest, Settings, Stop};
+pub use settings::{Failpoint, IoRequest, Settings, Stop, WriteRequest};
 pub use slices::{Module, Row, Slice, SliceSource};
 pub use suggest::suggestion;
 

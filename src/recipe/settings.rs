@@ -26,6 +26,26 @@ impl Words for IoRequest {
     ];
 }
 
+/// How output shards are to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WriteRequest {
+    /// Past the page cache on local disks, except small shards; else through it.
+    #[default]
+    Auto,
+    /// Through the page cache.
+    Buffered,
+    /// Past the page cache wherever the system lets one.
+    Direct,
+}
+
+impl Words for WriteRequest {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", WriteRequest::Auto),
+        ("buffered", WriteRequest::Buffered),
+        ("direct", WriteRequest::Direct),
+    ];
+}
+
 impl Words for Strategy {
     const WORDS: &'static [(&'static str, Self)] =
         &[("fused", Strategy::Fused), ("radix", Strategy::Radix)];
@@ -58,6 +78,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// How inputs are read.
     pub io: IoRequest,
+    /// How output is written.
+    pub write: WriteRequest,
     /// How order statistics are found.
     pub strategy: Strategy,
     /// Elements per tile.

@@ -47,6 +47,12 @@ impl FileSystem {
         self.is_local_disk()
     }
 
+    /// Whether writing past the page cache is worth trying there. In memory there is nothing to pass by; elsewhere
+    /// nobody has measured it.
+    pub fn is_worth_direct_writes(self) -> bool {
+        matches!(self, Self::LocalDisk(_))
+    }
+
     /// Knows a file system by the magic number of `statfs` (linux/magic.h and the projects' own).
     pub fn from_magic(magic: u64) -> Self {
         match magic {

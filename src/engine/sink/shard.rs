@@ -1,56 +1,39 @@
 //! One output shard being written.
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
-use super::{Ranges, SinkError, Storage, StoredFile, durable};
-use crate::engine::host::disk::{FileSystem, file_system};
-
-/// Where writeback cannot be started by range, everything is synced after this many bytes. Dirty pages
-/// of NFS that could not be reclaimed got a process of 35 MB killed (pixeloven/ComfyUI-Docker#66).
-const SYNC_EACH: u64 = 64 << 20;
+use super::file::ShardFile;
+use super::{Lane, SinkError, Storage, StoredFile};
+use crate::recipe::WriteRequest;
 
 /// How shards are written.
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
-    /// Bytes written between two pushes to disk. About twice this is in memory per shard.
+    /// Bytes written between two pushes to disk. About twice this is in memory per shard, or for all shards
+    /// that share a lane.
     pub chunk: u64,
-    /// Leaves what was written in the page cache.
+    /// Leaves what was written in the page cache, if it was written through it.
     pub keep_cache: bool,
+    /// Through the page cache or past it.
+    pub write: WriteRequest,
 }
 
 impl Default for SinkConfig {
     fn default() -> Self {
-        Self { chunk: 2 << 20, keep_cache: false }
+        Self { chunk: 2 << 20, keep_cache: false, write: WriteRequest::Auto }
     }
-}
-
-#[derive(Default)]
-struct State {
-    dirty: Ranges,
-    /// Chunks on their way to disk: waited for when the next one is started.
-    under_way: Vec<(u64, u64)>,
-    /// Writeback failed once: what the file holds is unknown for good.
-    failed: bool,
 }
 
 /// Writes one shard at any offsets, from any number of threads, pushing to disk behind itself.
 ///
-/// 512 MiB in 1 MiB tiles, synced, on ext4 (`examples/write_shard.rs`): pushed each 2 MiB at 2.0-3.4 GB/s
+/// Through the page cache, 512 MiB in 1 MiB tiles, synced, on ext4 (`examples/write_shard.rs`): pushed each 2 MiB at 2.0-3.4 GB/s
 /// with a peak charge of 5 MiB, each 8 MiB at 3.0-3.5 GB/s with 17 MiB. Left to the kernel 1.9-2.2 GB/s
 /// with all of a 64 MiB limit, and 0.4 GB/s with 527 MiB when there is no limit.
 pub struct ShardWriter {
-    path: PathBuf,
-    file: Box<dyn StoredFile>,
-    len: u64,
-    chunk: u64,
-    by_range: bool,
-    keep_cache: bool,
-    state: Mutex<State>,
-    /// Held over calls that can report a failed write, until the failure is noted: the kernel reports
-    /// it once, and a sync that comes between would call the file good.
-    pushing: Mutex<()>,
+    file: Arc<ShardFile>,
+    /// Takes what is written, where the page cache can be passed by.
+    lane: Option<Arc<Lane>>,
 }
 
 impl ShardWriter {
@@ -92,83 +75,68 @@ impl ShardWriter {
     }
 
     fn with(path: &Path, file: Box<dyn StoredFile>, len: u64, config: &SinkConfig) -> Self {
-        let by_range = file_system(path).is_ok_and(FileSystem::has_write_behind);
-        Self {
-            path: path.to_owned(),
-            file,
-            len,
-            chunk: if by_range { config.chunk.max(1) } else { SYNC_EACH },
-            by_range,
-            keep_cache: config.keep_cache,
-            state: Mutex::default(),
-            pushing: Mutex::default(),
-        }
+        let file = ShardFile::new(path.to_owned(), file, len, config);
+        Self { file: Arc::new(file), lane: None }
+    }
+
+    /// The same, writing past the page cache by way of `lane` if this shard is one for that: see
+    /// [`WriteRequest`].
+    #[must_use]
+    pub fn by_way_of(mut self, lane: &Arc<Lane>) -> Self {
+        self.lane = self.file.passes_cache().then(|| Arc::clone(lane));
+        self
     }
 
     /// The file being written.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
-        self.len
+        self.file.len
     }
 
     /// Whether it has no bytes at all.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// Writes all of `bytes` at `offset`. May wait for the disk to take earlier bytes.
+    /// Takes all of `bytes` at `offset`, to write them before the next [`ShardWriter::flush`] or
+    /// [`ShardWriter::sync`] returns. May wait for the disk to take earlier bytes.
     ///
     /// # Errors
-    /// [`SinkError::OutOfRange`], [`SinkError::NoSpace`], [`SinkError::Io`]; [`SinkError::Sync`] when
-    /// earlier bytes could not be written out: what is not journaled of the shard is lost then.
+    /// [`SinkError::OutOfRange`]; [`SinkError::NoSpace`] and [`SinkError::Io`], also of earlier bytes;
+    /// [`SinkError::Sync`] when earlier bytes could not be written out: what is not journaled of the shard is
+    /// lost then.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
-        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= self.len);
-        let Some(end) = end else {
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len()) {
             return Err(SinkError::OutOfRange {
-                path: self.path.clone(),
+                path: self.path().to_owned(),
                 offset,
                 len: bytes.len(),
-                file_len: self.len,
+                file_len: self.len(),
             });
-        };
-        self.check_failed()?;
-        durable::write_fully(&*self.file, &self.path, offset, bytes)?;
-        let (batch, previous) = {
-            let mut state = self.state();
-            state.dirty.add(offset, end);
-            if state.dirty.bytes() < self.chunk {
-                return Ok(());
-            }
-            let batch = state.dirty.take();
-            (batch.clone(), std::mem::replace(&mut state.under_way, batch))
-        };
-        // The state is free while the disk works: other threads go on writing.
-        let _pushing = self.pushing();
-        self.push(&batch, &previous).map_err(|e| self.fail(e))
-    }
-
-    fn push(&self, batch: &[(u64, u64)], previous: &[(u64, u64)]) -> io::Result<()> {
-        if !self.by_range {
-            self.file.sync()?;
-            self.drop_cache(batch);
-            return Ok(());
         }
-        batch.iter().try_for_each(|&range| self.file.start_writeback(range))?;
-        // Waiting here is what bounds the dirty pages: never more than two chunks.
-        previous.iter().try_for_each(|&range| self.file.await_writeback(range))?;
-        self.drop_cache(previous);
-        Ok(())
+        self.file.check_failed()?;
+        match &self.lane {
+            Some(lane) => lane.write(&self.file, offset, bytes),
+            None => self.file.write(offset, bytes),
+        }
     }
 
-    fn drop_cache(&self, ranges: &[(u64, u64)]) {
-        if !self.keep_cache {
-            for &range in ranges {
-                self.file.drop_cache(range);
+    /// Waits until whoever reads the file sees what was written to it. Gives no durability.
+    ///
+    /// # Errors
+    /// As [`ShardWriter::write_at`] of what was taken before.
+    pub fn flush(&self) -> Result<(), SinkError> {
+        match &self.lane {
+            Some(lane) => {
+                lane.flush(&self.file);
+                self.file.check_failed()
             }
+            None => Ok(()),
         }
     }
 
@@ -177,18 +145,10 @@ impl ShardWriter {
     /// # Errors
     /// [`SinkError::Sync`], for good: the shard has to be written again. The kernel reports a failed
     /// write only once, also to `sync_file_range`, so a failure seen while pushing counts here too.
+    /// [`SinkError::NoSpace`] and [`SinkError::Io`] of bytes that were taken and not written before.
     pub fn sync(&self) -> Result<(), SinkError> {
-        let _pushing = self.pushing();
-        self.check_failed()?;
-        let ranges = {
-            let mut state = self.state();
-            let mut ranges = std::mem::take(&mut state.under_way);
-            ranges.extend(state.dirty.take());
-            ranges
-        };
-        self.file.sync().map_err(|e| self.fail(e))?;
-        self.drop_cache(&ranges);
-        Ok(())
+        self.flush()?;
+        self.file.sync()
     }
 
     /// Makes the shard durable and closes it.
@@ -197,30 +157,18 @@ impl ShardWriter {
     /// As [`ShardWriter::sync`].
     pub fn finish(self) -> Result<(), SinkError> {
         self.sync()?;
-        self.drop_cache(&[(0, self.len)]);
+        self.file.drop_cache(&[(0, self.len())]);
         Ok(())
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing inside can be left half done by a panic: the sync at the end covers the whole file.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pushing(&self) -> MutexGuard<'_, ()> {
-        self.pushing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn fail(&self, source: io::Error) -> SinkError {
-        self.state().failed = true;
-        SinkError::sync(&self.path, self.len, source)
-    }
-
-    fn check_failed(&self) -> Result<(), SinkError> {
-        if self.state().failed {
-            let source = io::Error::other("an earlier write to disk failed");
-            return Err(SinkError::sync(&self.path, self.len, source));
+impl Drop for ShardWriter {
+    /// What was not synced may or may not be written; nothing is any more when this returns.
+    fn drop(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.forget(&self.file);
+            self.file.await_queued();
         }
-        Ok(())
     }
 }
 
@@ -228,6 +176,7 @@ impl ShardWriter {
 mod tests {
     use super::*;
     use crate::engine::sink::RealDisk;
+    use WriteRequest::{Buffered, Direct};
 
     fn bytes_at(offset: usize, len: usize) -> Vec<u8> {
         (offset..offset + len).map(|i| ((i * 131) >> 3) as u8).collect()
@@ -237,12 +186,19 @@ mod tests {
     fn any_order_from_many_threads_gives_the_same_file() {
         let dir = tempfile::tempdir().unwrap();
         let (len, tile) = (5_000_003usize, 70_001usize);
-        for (i, (chunk, keep_cache)) in
-            [(1, false), (200_000, false), (1 << 20, true)].into_iter().enumerate()
-        {
+        let ways = [
+            (1, false, Buffered),
+            (200_000, false, Buffered),
+            (1 << 20, true, Buffered),
+            (1, false, Direct),
+            (200_000, true, Direct),
+        ];
+        for (i, (chunk, keep_cache, write)) in ways.into_iter().enumerate() {
             let path = dir.path().join(format!("{i}.part"));
-            let config = SinkConfig { chunk, keep_cache };
+            let config = SinkConfig { chunk, keep_cache, write };
+            let lane = Arc::new(Lane::new(chunk));
             let writer = ShardWriter::create(&RealDisk, &path, len as u64, &config).unwrap();
+            let writer = writer.by_way_of(&lane);
             assert_eq!(std::fs::metadata(&path).unwrap().len(), len as u64);
             let starts: Vec<usize> = (0..len).step_by(tile).collect();
             std::thread::scope(|s| {

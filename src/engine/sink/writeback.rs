@@ -3,11 +3,27 @@
 
 use std::fs::File;
 use std::io;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 
 /// Folios of the page cache are at most this large where seen so far. One that straddles the start of a
 /// dropped range stays, so each drop reaches this far back to catch it.
 const LARGEST_FOLIO: u64 = 2 << 20;
+
+/// Writes past the page cache.
+///
+/// The file is switched over for this one call: a descriptor of its own for it would be one more per shard, where
+/// there may be few.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn write_past_cache(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    let flags = fcntl_getfl(file)?;
+    fcntl_setfl(file, flags | OFlags::DIRECT)?;
+    let written = file.write_at(bytes, offset);
+    fcntl_setfl(file, flags)?;
+    written
+}
 
 /// Starts writing a range to disk and returns. Gives no durability.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -94,6 +110,10 @@ mod elsewhere {
     use std::fs::File;
     use std::io;
 
+    pub(crate) fn write_past_cache(_file: &File, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
     pub(crate) fn start(_file: &File, _range: (u64, u64)) -> io::Result<()> {
         Ok(())
     }
@@ -111,4 +131,4 @@ mod elsewhere {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use elsewhere::reserve;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) use elsewhere::{drop_cache, start, wait};
+pub(super) use elsewhere::{drop_cache, start, wait, write_past_cache};

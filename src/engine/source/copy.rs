@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::buffer::{BufferPool, PAGE, PoolBuffer};
 use super::file::OpenFile;
 use super::{ByteRange, SourceError};
+use crate::engine::buffer::{BufferPool, PAGE, PoolBuffer};
 
 /// A buffer and where in it the range asked for begins.
 pub(super) struct Copied {

@@ -13,7 +13,7 @@ use std::io;
 
 use memmap2::{Advice, Mmap, MmapOptions};
 
-use super::buffer::PAGE;
+use crate::engine::buffer::PAGE;
 
 /// A read-only map of a whole file.
 pub(super) struct Map(Mmap);

@@ -11,7 +11,6 @@
 
 mod advice;
 mod blocks;
-mod buffer;
 mod choose;
 mod copy;
 mod error;
@@ -35,12 +34,12 @@ pub use identity::InputFile;
 pub use sigbus::{EXIT_INPUT_CHANGED, install_sigbus_handler};
 pub use tile::TileBytes;
 
-use buffer::BufferPool;
 use copy::{Filler, Slot};
 use file::{Hold, Opening};
 use files::Files;
 use helper::Helpers;
 
+use crate::engine::buffer::BufferPool;
 use crate::plan::{Grain, Mode};
 
 /// A run of bytes of one input file.

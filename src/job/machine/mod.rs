@@ -16,7 +16,7 @@ use super::scene::{Heard, Random, Scene, full_effort};
 use super::status::clean;
 use crate::engine::sink::RealDisk;
 use crate::method::Strategy;
-use crate::recipe::{IoRequest, Scope, Settings};
+use crate::recipe::{IoRequest, Scope, Settings, WriteRequest};
 
 /// How long a sequence may take, on a machine that is busy with other things.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -98,6 +98,7 @@ impl World<'_> {
             // taken up.
             tile: Some([256, 500][random.below(2)]),
             io: [IoRequest::Mmap, IoRequest::Pread][random.below(2)],
+            write: [WriteRequest::Auto, WriteRequest::Direct][random.below(2)],
             checkpoint: Some([3_000, 6_000, 20_000][random.below(3)]),
             reread: [None, Some(0), Some(3_000)][random.below(3)],
             verify: random.below(4) == 0,

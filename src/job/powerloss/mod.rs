@@ -25,7 +25,7 @@ use recorder::Recorder;
 use super::scene::{Heard, Random, Scene, empty_dir, files, full_effort};
 use super::staging;
 use crate::error::Error;
-use crate::recipe::{Scope, Settings};
+use crate::recipe::{Scope, Settings, WriteRequest};
 
 /// What a run has done.
 struct Run {
@@ -77,7 +77,8 @@ fn share(line: &[u8]) -> f64 {
 fn run(scene: &Scene, root: &Path) -> Result<Run, String> {
     let (recorder, heard) = (Recorder::new(root), Heard::default());
     let start = recorder.disk();
-    let done = scene.run(root, Scene::settings(), recorder.clone(), &heard);
+    let settings = Settings { write: scene.write, ..Scene::settings() };
+    let done = scene.run(root, settings, recorder.clone(), &heard);
     done.map_err(|e| e.to_string())?;
     Ok(Run { start, log: recorder.log(), before: heard.before() })
 }
@@ -216,9 +217,10 @@ fn image(start: &Disk, log: &[Op], loose: &[usize], fates: &[Fate]) -> Disk {
 }
 
 /// Every state that power cuts can leave, of one kind of merge.
-fn survives(scope: Scope, inside: bool) {
+fn survives(scope: Scope, inside: bool, write: WriteRequest) {
     const SEED: u64 = 0x5eed;
-    let scene = Scene::new(scope, inside);
+    let mut scene = Scene::new(scope, inside);
+    scene.write = write;
     let inputs = files(scene.inputs());
     let dir = scene.place();
     let run = run(&scene, dir.path()).unwrap();
@@ -240,15 +242,20 @@ fn survives(scope: Scope, inside: bool) {
 
 #[test]
 fn every_power_cut_at_model_scope_is_survived() {
-    survives(Scope::Model, false);
+    survives(Scope::Model, false, WriteRequest::Auto);
+}
+
+#[test]
+fn every_power_cut_of_writes_past_the_cache_is_survived() {
+    survives(Scope::Model, false, WriteRequest::Direct);
 }
 
 #[test]
 fn every_power_cut_at_layer_scope_is_survived() {
-    survives(Scope::Layer, false);
+    survives(Scope::Layer, false, WriteRequest::Auto);
 }
 
 #[test]
 fn every_power_cut_while_a_directory_is_filled_in_place_is_survived() {
-    survives(Scope::Model, true);
+    survives(Scope::Model, true, WriteRequest::Auto);
 }

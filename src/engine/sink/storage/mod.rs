@@ -73,6 +73,18 @@ pub trait StoredFile: Send + Sync {
     /// What the system said.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
+    /// Writes some of `bytes` at an offset, past the page cache where there is a way; returns how many. Gives
+    /// no durability: the disk may have them in its own cache.
+    ///
+    /// Offset and length, and the place of `bytes` in memory, are to be multiples of a page, and nobody else
+    /// may write to the file meanwhile.
+    ///
+    /// # Errors
+    /// What the system said; `EINVAL` or `EOPNOTSUPP` where there is no such way.
+    fn write_past_cache(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.write_at(bytes, offset)
+    }
+
     /// Cuts the file, or extends it with zeros.
     ///
     /// # Errors

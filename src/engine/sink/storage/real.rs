@@ -71,6 +71,10 @@ impl StoredFile for File {
         FileExt::write_at(self, bytes, offset)
     }
 
+    fn write_past_cache(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        writeback::write_past_cache(self, bytes, offset)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         File::set_len(self, len)
     }

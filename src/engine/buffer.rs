@@ -1,9 +1,9 @@
-//! A pool of page-aligned buffers for the modes that copy (`pread`, `direct`).
+//! A pool of page-aligned buffers, for reads and writes that copy.
 #![expect(unsafe_code, reason = "views page-aligned storage as bytes, which direct I/O needs")]
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Alignment of every buffer and the unit of `direct` reads, in bytes.
+/// Alignment of every buffer and the unit of I/O past the page cache, in bytes.
 pub(super) const PAGE: usize = 4096;
 
 /// Capacities are multiples of this, so that tiles of nearly one size share buffers.
