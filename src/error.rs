@@ -179,7 +179,8 @@ fn engine_code(error: &EngineError) -> u8 {
         EngineError::Source(SourceError::Changed { .. }) => 4,
         EngineError::Source(_) => 7,
         EngineError::Sink(error) => sink_code(error),
-        EngineError::Method { error: MethodError::Lost(_), .. } => 8,
+        EngineError::Components { .. }
+        | EngineError::Method { error: MethodError::Lost(_), .. } => 8,
         EngineError::NonFinite { .. }
         | EngineError::Overflow { .. }
         | EngineError::CopiesDiffer { .. }

@@ -11,6 +11,7 @@
 mod adapter;
 mod catalog;
 mod coefficients;
+pub mod components;
 mod dtype;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

@@ -38,6 +38,8 @@ pub(super) struct Args {
 pub(super) enum Command {
     /// Merge a base and its experts into a new directory
     Merge(Box<Merge>),
+    /// Make an output with other lambdas from what a merge has kept
+    Recombine(Box<Recombine>),
     /// Show what a merge would do, without reading tensor data
     Plan(Box<Plan>),
     /// Show what a checkpoint holds
@@ -107,6 +109,37 @@ pub(super) struct Merge {
     /// Create this directory; it must not exist, or be empty
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: PathBuf,
+    /// Keep the share of each expert in this new directory, for `reflow recombine` with other lambdas (pcb)
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) components: Option<PathBuf>,
+    /// Print the report as JSON to standard output
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
+/// A merge with other lambdas, without another merge.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Recombine {
+    /// Directory that `reflow merge --components` made
+    #[arg(long, value_name = "DIR")]
+    pub(super) components: PathBuf,
+    /// The base of that merge
+    #[arg(long, value_name = "DIR")]
+    pub(super) base: PathBuf,
+    /// Lambda of each expert, in the order of the merge, separated by commas
+    #[arg(
+        long,
+        value_name = "NUMBERS",
+        value_delimiter = ',',
+        required = true,
+        allow_negative_numbers = true
+    )]
+    pub(super) lambda: Vec<f64>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    /// Create this directory; it must not exist, or be empty
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) out: PathBuf,
     /// Print the report as JSON to standard output
     #[arg(long, help_heading = "Messages")]
     pub(super) json: bool,
@@ -128,7 +161,7 @@ pub(super) struct Plan {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Inspect {
-    /// Checkpoint: a directory, or a .safetensors file
+    /// Checkpoint: a directory, or a .safetensors file; or a directory of components
     #[arg(value_name = "PATH")]
     pub(super) path: PathBuf,
     /// Print JSON

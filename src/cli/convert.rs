@@ -65,6 +65,7 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         verify: args.verify,
         command: Some(command_line()),
         failpoint: args.failpoint,
+        components: None,
         restart: args.restart,
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::output::printable;
 use crate::checkpoint::{Adapter, Catalog, Product, TensorInfo};
 use crate::human::{bytes, count};
+use crate::job::Components;
 
 /// Renders a catalog for a terminal; `all` lists every tensor by itself.
 pub(super) fn render(catalog: &Catalog, all: bool) -> String {
@@ -90,6 +92,55 @@ fn table(text: &mut String, rows: Vec<(String, String, usize)>) {
         let times = if times > 1 { format!("  x {times}") } else { String::new() };
         let _infallible = writeln!(text, "{name:width$}  {form}{times}");
     }
+}
+
+/// Renders a directory of components; `all` lists every tensor by itself.
+pub(super) fn components(path: &Path, components: &Components, all: bool) -> String {
+    let elements: u64 = components.tensors.iter().map(|tensor| tensor.elements).sum();
+    let mut text = String::new();
+    let _infallible = writeln!(
+        text,
+        "{}: shares of {} experts in {} tensors, {} parameters, {}",
+        path.display(),
+        components.experts(),
+        components.tensors.len(),
+        count(elements),
+        bytes(components.bytes)
+    );
+    let mut labels = components.labels.iter();
+    let base = labels.next().map_or("", String::as_str);
+    let _infallible = writeln!(text, "  base: {base}");
+    for (i, label) in labels.enumerate() {
+        let entries: u64 = components.tensors.iter().filter_map(|t| t.entries.get(i)).sum();
+        let share = 100.0 * entries as f64 / elements.max(1) as f64;
+        let _infallible = writeln!(text, "  {label}: {} shares, {share:.2} %", count(entries));
+    }
+    let _infallible = writeln!(text, "\n{}", components.recipe.trim_end());
+    if all {
+        let names = components.tensors.iter().map(|tensor| tensor.name.chars().count());
+        let width = names.max().unwrap_or(0);
+        text.push('\n');
+        for tensor in &components.tensors {
+            let entries: Vec<String> = tensor.entries.iter().map(|&n| count(n)).collect();
+            let (name, of) = (&tensor.name, count(tensor.elements));
+            let _infallible = writeln!(text, "{name:width$}  {} of {of}", entries.join(", "));
+        }
+    }
+    printable(&text)
+}
+
+/// A directory of components as JSON.
+pub(super) fn components_json(components: &Components) -> Value {
+    let tensors = components.tensors.iter().map(|tensor| {
+        json!({ "name": tensor.name, "first": tensor.first, "elements": tensor.elements,
+                "entries": tensor.entries, "offset": tensor.offset,
+                "bytes": tensor.frames.iter().map(|&bytes| u64::from(bytes)).sum::<u64>() })
+    });
+    json!({
+        "reflow": components.reflow, "plan": components.plan, "recipe": components.recipe,
+        "models": components.labels, "bytes": components.bytes, "sha256": components.sha256,
+        "tensors": tensors.collect::<Vec<_>>(),
+    })
 }
 
 /// A catalog as JSON.

@@ -1,5 +1,6 @@
 //! Stored bytes to blocks of `f32`, and back.
 
+use super::frames::FrameRows;
 use super::{Context, EngineError};
 use crate::kernel::{Float, Kernels, LowRank};
 use crate::method::{Block, Operand};
@@ -13,6 +14,7 @@ const INFINITY: u32 = 0x7f80_0000;
 pub(super) struct Decoder {
     base: Vec<f32>,
     rows: Vec<f32>,
+    frames: FrameRows,
     /// Elements that were not finite and count as the base's.
     pub(super) replaced: u64,
 }
@@ -20,6 +22,8 @@ pub(super) struct Decoder {
 /// The tile that blocks are decoded from.
 pub(super) struct TileData<'a> {
     pub(super) segment: &'a Segment,
+    /// The segment's index in the plan.
+    pub(super) index: u32,
     /// First element of the tile in the segment.
     pub(super) start: u64,
     pub(super) elements: usize,
@@ -76,7 +80,8 @@ impl TileData<'_> {
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Self { base: Vec::new(), rows: Vec::new(), replaced: 0 }
+        let frames = FrameRows::default();
+        Self { base: Vec::new(), rows: Vec::new(), frames, replaced: 0 }
     }
 
     /// Decodes elements `at..at + len` of a tile and hands them to `work` as a block.
@@ -94,7 +99,7 @@ impl Decoder {
         let kernels = context.kernels;
         let sources = &tile.segment.sources;
         let before = usize::from(context.plan.has_base);
-        let experts = sources.len() - before;
+        let experts = context.frames.map_or(sources.len() - before, |frames| frames.experts);
         self.base.resize(before * len, 0.0);
         self.rows.resize(experts * len, 0.0);
         let operand = context.method.operand();
@@ -105,17 +110,25 @@ impl Decoder {
             finite =
                 operand == Operand::TaskVector || kernels.max_magnitude_bits(&self.base) < INFINITY;
         }
-        for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
-            let largest = match operand {
-                Operand::TaskVector => {
-                    tile.decode_minus_base(kernels, i + before, at, &self.base, row)
-                }
-                Operand::Value => {
-                    tile.decode(kernels, i + before, at, row);
-                    kernels.max_magnitude_bits(row)
-                }
-            };
-            finite &= largest < INFINITY;
+        if let Some(frames) = context.frames {
+            // What had to be finite was when the shares were made.
+            finite = true;
+            let part = (tile.start, tile.bytes[before]);
+            let run = (tile.start + at as u64, len);
+            self.frames.fill(frames, tile.index, part, run, &mut self.rows)?;
+        } else {
+            for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
+                let largest = match operand {
+                    Operand::TaskVector => {
+                        tile.decode_minus_base(kernels, i + before, at, &self.base, row)
+                    }
+                    Operand::Value => {
+                        tile.decode(kernels, i + before, at, row);
+                        kernels.max_magnitude_bits(row)
+                    }
+                };
+                finite &= largest < INFINITY;
+            }
         }
         if !finite {
             self.repair(context, tile, at, len)?;

@@ -7,6 +7,7 @@ mod adapters;
 mod alarm;
 mod buffer;
 mod decode;
+mod frames;
 pub mod host;
 mod pipeline;
 pub mod sink;
@@ -16,12 +17,14 @@ mod worker;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
+use crate::checkpoint::components::Entry;
 use crate::kernel::Kernels;
 use crate::method::{AnyStage, Method, MethodError, Outcome, State};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tile};
 use crate::progress::Progress;
 use crate::recipe::NonFinite;
 
+pub use frames::{Frames, Stored};
 use sink::SinkError;
 use source::{Source, SourceError};
 
@@ -36,6 +39,10 @@ pub struct Context<'a> {
     pub kernels: &'static Kernels,
     /// What to do with values that are not finite.
     pub nonfinite: NonFinite,
+    /// Whether maps fill in shares, for [`TileSink::shares`].
+    pub shares: bool,
+    /// Where the rows of blocks come from, if not from experts.
+    pub frames: Option<&'a Frames>,
     /// Told about every tile.
     pub progress: &'a dyn Progress,
     /// Set from outside to stop after the tiles under way.
@@ -109,6 +116,15 @@ pub trait TileSink: Send {
     /// # Errors
     /// If the disk refuses.
     fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
+
+    /// Takes the shares of a tile that was merged, a row for each expert, of those elements in which it has one; places
+    /// count from the tile's start. Called after its bytes were written.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    fn shares(&mut self, _tile: &Tile, _rows: &[Vec<Entry>]) -> Result<(), SinkError> {
+        Ok(())
+    }
 }
 
 /// Runs one pass. When it is stopped from outside, what it has begun is finished, and the result says how
@@ -180,6 +196,19 @@ pub enum EngineError {
         tensor: String,
         /// Byte in the tensor.
         offset: u64,
+    },
+    /// Shares of an earlier merge are not what was written.
+    #[error(
+        "{} is damaged: frame {number} of its tensor {tensor} is not what was written; merge again with \
+         --components", path.display()
+    )]
+    Components {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The tensor's number in it.
+        tensor: u32,
+        /// The frame's number in the tensor.
+        number: u32,
     },
     /// The method gave up.
     #[error("{unit}: {error}")]

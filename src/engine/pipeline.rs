@@ -28,13 +28,15 @@ use super::decode::TileData;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, TileSink, Work};
+use crate::checkpoint::components::Entry;
 use crate::method::State;
-use crate::plan::{Segment, Tile, sampled, tiles};
+use crate::plan::{Action, Segment, Tile, sampled, tiles};
 
 /// The right to have one tile in memory, with the buffer for its output.
 #[derive(Default)]
 struct Ticket {
     out: Vec<u8>,
+    shares: Vec<Vec<Entry>>,
 }
 
 /// A tile whose bytes are in memory.
@@ -177,6 +179,8 @@ fn read(
 /// The bytes of a tile in each of its sources, those that share theirs once.
 fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
     let segment = &context.plan.segments[tile.segment as usize];
+    let frames = context.frames.filter(|_| segment.action == Action::Merge);
+    let frames = frames.map(|frames| frames.range(tile.segment, tile.start, tile.elements));
     segment
         .read()
         .map(|i| {
@@ -187,6 +191,7 @@ fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
                 len: (u64::from(tile.elements) * size) as usize,
             }
         })
+        .chain(frames)
         .collect()
 }
 
@@ -202,6 +207,8 @@ fn of_sources<'a>(segment: &Segment, read: &'a [TileBytes]) -> Vec<&'a [u8]> {
             None => fresh.next().map_or(&[], |bytes| &**bytes),
         });
     }
+    // What comes from somewhere else than the sources.
+    bytes.extend(fresh.map(|bytes| &**bytes));
     bytes
 }
 
@@ -223,12 +230,13 @@ fn compute(
         }
         let data = TileData {
             segment,
+            index: tile.segment,
             start: tile.start,
             elements: tile.elements as usize,
             bytes: of_sources(segment, &bytes),
             products: &products,
         };
-        match worker.tile(unit, &data, &mut ticket.out) {
+        match worker.tile(unit, &data, &mut ticket.out, &mut ticket.shares) {
             Err(EngineError::Interrupted) => {
                 cut = true;
                 alarm.ring();
@@ -267,6 +275,9 @@ fn write(
             let segment = &context.plan.segments[tile.segment as usize];
             let offset = segment.offset + tile.start * u64::from(segment.out_size);
             sink.write(segment.shard as usize, offset, &ticket.out)?;
+            if context.shares && segment.action == Action::Merge {
+                sink.shares(&tile, &ticket.shares)?;
+            }
             next += 1;
             written = reach;
             // The reader may have read its last tile and be gone.

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
 use super::{Context, EngineError, Keep, SinkError, Work};
+use crate::checkpoint::components::Entry;
 use crate::method::{AnyStage, BLOCK, Held, Next, Outcome, State, block_len};
 use crate::plan::Action;
 
@@ -17,6 +18,8 @@ pub(super) struct Worker<'a> {
     work: &'a Work<'a>,
     decoder: Decoder,
     values: Vec<f32>,
+    /// Rows of shares of a block.
+    shares: Vec<f32>,
     /// The state of a streamed stage.
     pub(super) state: Option<State>,
     /// (unit, outcome) of units merged whole.
@@ -34,6 +37,7 @@ impl<'a> Worker<'a> {
             work,
             decoder: Decoder::new(),
             values: vec![0.0; BLOCK],
+            shares: Vec::new(),
             state,
             outcomes: Vec::new(),
         }
@@ -53,17 +57,19 @@ impl<'a> Worker<'a> {
         unit: Option<u32>,
         tile: &TileData<'_>,
         out: &mut [u8],
+        shares: &mut Vec<Vec<Entry>>,
     ) -> Result<(), EngineError> {
+        shares.iter_mut().for_each(Vec::clear);
         match (self.work, unit) {
             (Work::Copies { .. }, _) => self.copy(tile, out),
             (Work::Stage { stage, keep, .. }, _) => {
                 let Some(mut state) = self.state.take() else { return Ok(()) };
-                let done = self.stage(*stage, &mut state, tile, out, *keep);
+                let done = self.stage(*stage, &mut state, tile, (out, shares), *keep);
                 self.state = Some(state);
                 done
             }
             (Work::Whole { .. }, Some(unit)) => {
-                let outcome = self.whole(unit, tile, out)?;
+                let outcome = self.whole(unit, tile, (out, shares))?;
                 self.outcomes.push((unit, outcome));
                 Ok(())
             }
@@ -76,9 +82,10 @@ impl<'a> Worker<'a> {
         stage: &dyn AnyStage,
         state: &mut State,
         tile: &TileData<'_>,
-        out: &mut [u8],
+        (out, shares): (&mut [u8], &mut Vec<Vec<Entry>>),
         keep: &dyn Keep,
     ) -> Result<(), EngineError> {
+        let split = self.context.shares && stage.writes();
         let size = tile.segment.out_size as usize;
         let block = block_len(tile.segment.grain);
         if stage.writes() && self.values.len() < block {
@@ -91,8 +98,16 @@ impl<'a> Worker<'a> {
             }
             let len = block.min(tile.elements - at);
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
-            self.decoder
-                .block(self.context, tile, at, len, |block| stage.add(state, block, values))?;
+            let rows = &mut self.shares;
+            self.decoder.block(self.context, tile, at, len, |block| {
+                if split {
+                    rows.resize(block.rows.len() * len, 0.0);
+                    stage.add_shares(state, block, values, rows);
+                    list(at, len, rows, shares);
+                } else {
+                    stage.add(state, block, values);
+                }
+            })?;
             if let Some(parcel) = stage.hand_out(state, false) {
                 keep.keep(&parcel)?;
             }
@@ -122,7 +137,7 @@ impl<'a> Worker<'a> {
         &mut self,
         unit: u32,
         tile: &TileData<'_>,
-        out: &mut [u8],
+        (out, shares): (&mut [u8], &mut Vec<Vec<Entry>>),
     ) -> Result<Outcome, EngineError> {
         let named =
             |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
@@ -133,7 +148,7 @@ impl<'a> Worker<'a> {
             // Every pass meets the same values that are not finite: count those of the last.
             self.decoder.replaced = before;
             let (mut state, held) = (stage.empty(), Held::default());
-            self.stage(&*stage, &mut state, tile, out, &held)?;
+            self.stage(&*stage, &mut state, tile, (&mut *out, &mut *shares), &held)?;
             if let Some(parcel) = stage.hand_out(&mut state, true) {
                 held.keep(parcel);
             }
@@ -186,6 +201,15 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Appends what is not zero in rows of `len` elements, the first at `at`, to the lists of the experts.
+fn list(at: usize, len: usize, rows: &[f32], shares: &mut Vec<Vec<Entry>>) {
+    shares.resize(rows.len() / len.max(1), Vec::new());
+    for (row, list) in rows.chunks_exact(len).zip(shares) {
+        let entries = (at as u32..).zip(row).filter(|(_, share)| **share != 0.0);
+        list.extend(entries.map(|(place, share)| (place, *share)));
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::components::Grown;
 use super::reading::read_file;
 use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
 use crate::error::Error;
@@ -79,6 +80,9 @@ pub(super) struct Record {
     /// Shards that this piece has finished.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) shards: Vec<Whole>,
+    /// How far the components have come, if they are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) components: Option<Grown>,
     /// Whether everything is made, and files are being moved to where they belong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) publishing: bool,
@@ -194,6 +198,20 @@ impl Journal {
         bytes: u64,
     ) -> Result<bool, Error> {
         let first = self.records.iter().position(|(record, _)| record.touches(shard, at, bytes));
+        first.map_or(Ok(()), |keep| self.take_back(keep))?;
+        Ok(first.is_some())
+    }
+
+    /// Takes back the first record that speaks of components behind a byte, and all after it. Tells whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(super) fn take_back_components(&mut self, at: u64) -> Result<bool, Error> {
+        let speaks = |(record, _): &(Record, u64)| {
+            record.components.as_ref().is_some_and(|grown| grown.bytes > at)
+        };
+        let first = self.records.iter().position(speaks);
         first.map_or(Ok(()), |keep| self.take_back(keep))?;
         Ok(first.is_some())
     }

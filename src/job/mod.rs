@@ -7,6 +7,8 @@
 //!   state/journal         how far it has come
 //!   state/fold-U-S-E      what a fold has gathered
 //!   state/kept-U-S-E      what it has put aside on the way
+//!   state/begun-U-S-E     the frame of components that was begun
+//!   components/           components, if they are kept
 //!   model/NAME.part       shards being written; no loader looks for that name
 //!   model/                finished shards, side files, index, manifest
 //! OUT/                    appears by one rename of model/
@@ -14,6 +16,7 @@
 //!
 //! The protocol and its promises are told in `docs/reliability.md`.
 
+mod components;
 #[cfg(test)]
 mod encounters;
 mod extents;
@@ -50,21 +53,24 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+pub use components::{Components, StoredShares};
 pub use manifest::{Manifest, ManifestExtent, ManifestFile};
 pub use preflight::Space;
 pub use run::{PassReport, Report};
 pub use status::{Status, Unfinished, clean, status};
 pub use verify::{Depth, Finding, VerifyReport, verify};
 
-use crate::checkpoint::ModelCard;
+use crate::checkpoint::{ModelCard, ShardFile};
 use crate::engine::sink::{RealDisk, SinkError, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::{Method, registry};
-use crate::plan::{Inputs, Means, Mode, Plan, PlanSummary};
+use crate::method::{Method, Recombine, registry};
+use crate::plan::tied::Tie;
+use crate::plan::{Beside, Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
-use crate::recipe::{Recipe, Settings, Words, reference};
+use crate::recipe::{Recipe, RecipeError, Settings, Words, reference};
+use components::{Prepared, Recombined};
 use staging::{Place, PlanFile};
 
 /// A merge that is planned and has not begun.
@@ -79,6 +85,8 @@ pub struct Job {
     mode_reason: String,
     keep_cache: bool,
     storage: Box<dyn Storage>,
+    /// What is read instead of experts.
+    recombined: Option<Recombined>,
 }
 
 /// How far tied weights are looked into while planning.
@@ -115,20 +123,90 @@ impl Job {
             values: recipe.merge_values()?,
         };
         let method = (recipe.method.build)(&setup);
+        let beside = match &settings.components {
+            None => Beside::Nothing,
+            Some(_) if !recipe.slices.is_empty() || recipe.module.is_some() => {
+                let reason =
+                    "they are kept of merges of whole models only, without slices and modules";
+                let (key, reason) = ("--components".to_owned(), reason.to_owned());
+                return Err(RecipeError::Value { key, reason }.into());
+            }
+            Some(_) if inputs.has_base && inputs.donor().adapter.is_some() => {
+                let reason = "the base has an adapter; merge it into the base first".to_owned();
+                return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
+            }
+            Some(_) if method.has_shares() => Beside::Shares,
+            Some(_) => {
+                let name = recipe.method.name;
+                let reason = format!("{name} has no shares of experts that could be kept; pcb has");
+                return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
+            }
+        };
+        Self::assemble(
+            Parts { recipe, inputs, ties, method, beside, kernels },
+            settings,
+            None,
+            progress,
+        )
+    }
+
+    /// Plans an output with other lambdas from what [`Settings::components`] of an earlier merge has kept in `dir`, and its
+    /// base: the very files that a merge with these lambdas would make.
+    ///
+    /// # Errors
+    /// If components and base do not belong together, or are damaged; everything else as in [`Job::plan`].
+    pub fn recombine(
+        dir: &Path,
+        base: &Path,
+        lambdas: &[f64],
+        settings: Settings,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        let kernels = kernel::select()?;
+        let Some(components) = Components::load(dir)? else {
+            let reason = format!("{} holds no components", dir.display());
+            return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
+        };
+        let Prepared { recipe, inputs, ties, beside, file } =
+            components::prepare(dir, &components, base, lambdas)?;
+        for warning in recipe.validate()? {
+            progress.event(&Event::Warning { text: &warning });
+        }
+        let method = Box::new(Recombine { kernels });
+        let parts = Parts { recipe, inputs, ties, method, beside, kernels };
+        Self::assemble(parts, settings, Some((&components, file)), progress)
+    }
+
+    fn assemble(
+        parts: Parts,
+        settings: Settings,
+        stored: Option<(&Components, ShardFile)>,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        let Parts { recipe, inputs, ties, method, beside, kernels } = parts;
         let (memory, memory_source) = memory(&settings, progress);
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
-        let files: Vec<PathBuf> = inputs.files().iter().map(|f| f.path.clone()).collect();
-        let (mode, mode_reason) = source::choose(settings.io, &files, settings.memory.is_some());
+        let extra = stored.as_ref().map(|(_, file)| file);
+        let files: Vec<&ShardFile> = files_read(&inputs, extra).collect();
+        let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+        let (mode, mode_reason) = source::choose(settings.io, &paths, settings.memory.is_some());
         let tile = settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32);
-        let means = Means { memory, memory_source, threads, mode, tile };
+        let means = Means { memory, memory_source, threads, mode, tile, beside };
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
-        let keep_cache = keeps_cache(&settings, &inputs, &plan);
+        let read = files.iter().map(|file| file.len).sum();
+        let keep_cache = keeps_cache(&settings, read, &plan);
         let storage: Box<dyn Storage> = match settings.failpoint {
             Some(point) => Box::new(failpoint::Watched::new(RealDisk, point)),
             None => Box::new(RealDisk),
         };
+        let base_files = inputs.donor().files.len() as u32;
+        let recombined = stored.map(|(components, file)| {
+            let frames = components::frames(components, &plan, base_files, &file)?;
+            Ok::<_, Error>(Recombined { frames, file })
+        });
+        let recombined = recombined.transpose()?;
         Ok(Self {
             recipe,
             settings,
@@ -140,6 +218,7 @@ impl Job {
             mode_reason,
             keep_cache,
             storage,
+            recombined,
         })
     }
 
@@ -166,7 +245,7 @@ impl Job {
     /// If something is there already, lies inside an input, or does not fit on the disk.
     pub fn preflight(&self, out: &Path) -> Result<Space, Error> {
         let out = without_slash(out);
-        preflight::check(&self.inputs, &self.plan, out, Place::of(out)?)
+        preflight::check(&self.inputs, &self.plan, self.shares_bytes(), out, Place::of(out)?)
     }
 
     /// Merges into the directory `out`, which is new or empty.
@@ -192,7 +271,13 @@ impl Job {
             return Ok(Report::default());
         }
         let place = Place::of(out)?;
-        let _enough = preflight::check(&self.inputs, &self.plan, out, place)?;
+        let beside = self.shares_bytes();
+        let _enough = preflight::check(&self.inputs, &self.plan, beside, out, place)?;
+        if let Some(dir) = &self.settings.components {
+            let begun = !self.settings.restart
+                && staging::records(&place.root(out)).is_ok_and(|records| !records.is_empty());
+            let _there = components::check(self, dir, out, begun)?;
+        }
         if place == Place::Inside {
             progress.event(&Event::Notice {
                 text: "the output directory exists: its files appear one by one at the end, the index last",
@@ -216,7 +301,23 @@ impl Job {
             inode: f.inode,
             mtime_ns: f.mtime_ns,
         };
-        self.inputs.files().iter().map(file).collect()
+        self.files_read().map(file).collect()
+    }
+
+    /// All files that are read, by their index.
+    fn files_read(&self) -> impl Iterator<Item = &ShardFile> {
+        files_read(&self.inputs, self.recombined.as_ref().map(|recombined| &recombined.file))
+    }
+
+    /// About what the shares of all experts take on the disk.
+    fn shares_bytes(&self) -> u64 {
+        if self.settings.components.is_none() {
+            return 0;
+        }
+        let elements: u64 = self.plan.units.iter().map(|unit| unit.view.elements).sum();
+        let kept = elements as f64 * self.recipe.kept().unwrap_or(0.1);
+        // A gap and a value for each.
+        (kept * self.plan.experts().len() as f64 * 5.0) as u64
     }
 
     /// What a staging directory is told about this merge.
@@ -226,7 +327,7 @@ impl Job {
             (model, Some(adapter)) => reference::join(&real(model), &real(adapter)),
             (path, None) => real(path),
         };
-        let inputs = self.inputs.files().iter().map(|file| staging::InputIdentity {
+        let inputs = self.files_read().map(|file| staging::InputIdentity {
             path: absolute(&file.path).display().to_string(),
             bytes: file.len,
             // JSON numbers do not hold 128 bits.
@@ -237,7 +338,14 @@ impl Job {
         Ok(PlanFile {
             identity: staging::Identity {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                recipe: self.recipe.to_yaml(|path| absolute(path).display().to_string()),
+                recipe: match &self.recombined {
+                    // Its experts are names.
+                    Some(_) => self.published_recipe(),
+                    None => self.recipe.to_yaml(|path| absolute(path).display().to_string()),
+                },
+                components: self.settings.components.as_ref().map(|dir| {
+                    std::path::absolute(dir).unwrap_or_else(|_| dir.clone()).display().to_string()
+                }),
                 selection: self.settings.strategy.word().to_owned(),
                 inputs: inputs.collect(),
             },
@@ -263,11 +371,16 @@ impl Job {
 
     /// The recipe as it is published: with display names instead of paths.
     fn published_recipe(&self) -> String {
-        let paths = self.recipe.checkpoints().map(Path::to_owned);
+        self.published(&self.recipe)
+    }
+
+    /// A recipe of the same models as it is published.
+    fn published(&self, recipe: &Recipe) -> String {
+        let paths = recipe.checkpoints().map(Path::to_owned);
         let labels: Vec<(PathBuf, String)> = paths.zip(self.plan.labels.iter().cloned()).collect();
-        self.recipe.to_yaml(|path| {
+        recipe.to_yaml(|path| {
             // As the output has them, in which every row has its name.
-            if self.recipe.coefficients.as_ref().is_some_and(|given| given.path == path) {
+            if recipe.coefficients.as_ref().is_some_and(|given| given.path == path) {
                 return publish::COEFFICIENTS.to_owned();
             }
             labels.iter().find(|(p, _)| p == path).map_or_else(String::new, |(_, l)| l.clone())
@@ -277,6 +390,25 @@ impl Job {
     fn model_card(&self) -> ModelCard {
         publish::model_card(self)
     }
+}
+
+/// What a plan is made from.
+struct Parts {
+    recipe: Recipe,
+    inputs: Inputs,
+    ties: Vec<Tie>,
+    method: Box<dyn Method>,
+    beside: Beside,
+    kernels: &'static Kernels,
+}
+
+/// The files that a merge reads: those of all checkpoints, or of the base and what stands for the experts.
+fn files_read<'a>(
+    inputs: &'a Inputs,
+    instead: Option<&'a ShardFile>,
+) -> impl Iterator<Item = &'a ShardFile> {
+    let files = if instead.is_some() { &inputs.donor().files } else { inputs.files() };
+    files.iter().chain(instead)
 }
 
 /// `dir/` as `dir`: the staging directory lies beside it, not in it.
@@ -315,8 +447,7 @@ fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
 
 /// Input pages stay in the page cache only if nobody named a limit and there is room for all
 /// inputs and the output twice over. Otherwise a pass would push out what the next one needs.
-fn keeps_cache(settings: &Settings, inputs: &Inputs, plan: &Plan) -> bool {
-    let read: u64 = inputs.files().iter().map(|f| f.len).sum();
+fn keeps_cache(settings: &Settings, read: u64, plan: &Plan) -> bool {
     let all = read + plan.layout.total_size;
     let limits = host::memory::discover();
     let room = limits.effective().map_or(0, |limit| limit.bytes);

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::components::Writer;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
 use crate::checkpoint::Layout;
+use crate::checkpoint::components::Entry;
 use crate::engine::TileSink;
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
 };
-use crate::plan::Plan;
+use crate::plan::{Plan, Tile};
 use crate::progress::{Event, Progress};
 
 /// Writes tiles into `NAME.part` files and renames each to `NAME` once all its bytes are durable.
@@ -33,6 +35,8 @@ pub(super) struct Output<'a> {
     /// Hashes of the extents that are whole.
     hashes: Vec<Option<blake3::Hash>>,
     open: Option<OpenExtent>,
+    /// Takes the shares of experts, if they are kept.
+    components: Option<Writer<'a>>,
     /// What is new since the last record.
     news: Record,
 }
@@ -117,6 +121,7 @@ impl<'a> Output<'a> {
             progress: place.progress,
             shards,
             open: None,
+            components: None,
             news: Record::default(),
         };
         let mut last = None;
@@ -130,6 +135,16 @@ impl<'a> Output<'a> {
         // Only now: the names are settled.
         last.map_or(Ok(()), |open| output.reopen_extent(open))?;
         Ok(output)
+    }
+
+    /// The same, with a place for the shares of experts.
+    pub(super) fn with_components(self, components: Option<Writer<'a>>) -> Self {
+        Self { components, ..self }
+    }
+
+    /// What takes the shares of experts.
+    pub(super) fn components(&mut self) -> Option<&mut Writer<'a>> {
+        self.components.as_mut()
     }
 
     /// Takes in what a record says.
@@ -425,5 +440,9 @@ impl TileSink for Output<'_> {
         }
         self.catch_up(k)?;
         self.finish_if_whole(k)
+    }
+
+    fn shares(&mut self, tile: &Tile, rows: &[Vec<Entry>]) -> Result<(), SinkError> {
+        self.components.as_mut().map_or(Ok(()), |components| components.add(tile, rows))
     }
 }

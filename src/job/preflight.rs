@@ -18,10 +18,11 @@ pub struct Space {
     pub free: u64,
 }
 
-/// Refuses an output that overlaps an input, or does not fit on the disk.
+/// Refuses an output that overlaps an input, or does not fit on the disk with `beside` bytes more.
 pub(super) fn check(
     inputs: &Inputs,
     plan: &Plan,
+    beside: u64,
     out: &Path,
     place: Place,
 ) -> Result<Space, Error> {
@@ -44,7 +45,8 @@ pub(super) fn check(
             return Err(wrong(format!("contains the input {label}; inputs are never changed")));
         }
     }
-    let needed = plan.layout.shards.iter().map(|s| s.len).sum::<u64>() + staging::OVERHEAD;
+    let needed = plan.layout.shards.iter().map(|s| s.len).sum::<u64>();
+    let needed = needed + beside + staging::OVERHEAD;
     // What an earlier attempt left there is replaced.
     let held = staging::held_bytes(&target, place);
     let disk = if place == Place::Inside { target } else { parent };

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::components::{self, Writer};
 use super::journal::{Cursor, Journal, Record};
 use super::output::{self, Output};
 use super::parcels::Shelf;
@@ -85,6 +86,9 @@ pub(super) fn merge(
     };
     match report {
         Ok(report) => {
+            if let Some(dir) = &job.settings.components {
+                staging.publish_components(dir)?;
+            }
             staging.publish(|out| publish::check(job, out, progress, cancel))?;
             Ok(report)
         }
@@ -110,6 +114,8 @@ fn in_staging(
         method: &*job.method,
         kernels: job.kernels,
         nonfinite: job.recipe.nonfinite,
+        shares: job.settings.components.is_some(),
+        frames: job.recombined.as_ref().map(|recombined| &recombined.frames),
         progress,
         cancel,
     };
@@ -122,7 +128,31 @@ fn in_staging(
     let snapshots = Snapshots::new(&*job.storage, &staging.state());
     resume::recheck(job, &staging.model(), &mut journal)?;
     let shelf = Shelf::new(&*job.storage, &staging.state());
-    let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
+    let begun = Snapshots::begun(&*job.storage, &staging.state());
+    let (under_way, components) = match &job.settings.components {
+        None => (resume::resume(job, &mut journal, &snapshots, &shelf)?, None),
+        Some(dir) => {
+            let there = components::check(job, dir, staging.out(), journal.last().is_some())?;
+            if !there {
+                resume::recheck_components(job, &staging.components(), &mut journal)?;
+            }
+            let (under_way, frame) = loop {
+                let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
+                match resume::begun(job, &journal, &begun)? {
+                    Some(frame) => break (under_way, frame),
+                    None => journal.take_back(journal.len() - 1)?,
+                }
+            };
+            let grown = journal.last().and_then(|last| last.components.as_ref());
+            let (storage, plan) = (&*job.storage, &job.plan);
+            let writer = if there {
+                Writer::published(storage, staging.components(), plan)
+            } else {
+                Writer::open(storage, staging.components(), plan, grown, frame)?
+            };
+            (under_way, Some(writer))
+        }
+    };
     let cursor = journal.cursor();
     // Parcels of pieces that have no record, or none any more.
     shelf.forget(|(u, s, from)| {
@@ -143,7 +173,7 @@ fn in_staging(
         write: job.settings.write,
     };
     let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
-    let output = Output::new(&job.plan, place, journal.records())?;
+    let output = Output::new(&job.plan, place, journal.records())?.with_components(components);
     progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });
     let mut passes = Passes {
         job,
@@ -154,6 +184,7 @@ fn in_staging(
         output,
         journal,
         snapshots,
+        begun,
         shelf: &shelf,
         cursor,
         under_way,
@@ -166,11 +197,15 @@ fn in_staging(
     let Passes { source, mut output, mut report, .. } = passes;
     source.verify_unchanged().map_err(EngineError::Source)?;
     output.finish()?;
+    if let Some(components) = output.components() {
+        components.finish(job)?;
+    }
     publish::write(job, &staging.model(), &output)?;
     publish::check(job, &staging.model(), progress, cancel)?;
     report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
     report.read = report.passes.iter().map(|p| p.read).sum();
-    report.inputs = job.plan.segments.iter().map(Segment::input_bytes).sum();
+    report.inputs = job.plan.segments.iter().map(Segment::input_bytes).sum::<u64>()
+        + job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);
     report.seconds = begin.elapsed().as_secs_f64();
     report.memory = host::usage::snapshot();
     Ok(report)
@@ -214,6 +249,9 @@ impl Redo {
             }
             SinkError::Damaged { path, offset, len } => match staging.shard_at(path) {
                 Some(shard) => staging.journal()?.take_back_bytes(shard, *offset, *len),
+                None if path.starts_with(staging.components()) => {
+                    staging.journal()?.take_back_components(*offset)
+                }
                 None => Ok(false),
             },
             _ => Ok(false),
@@ -251,6 +289,8 @@ struct Passes<'a> {
     output: Output<'a>,
     journal: Journal,
     snapshots: Snapshots<'a>,
+    /// Frames of components that were begun when records were made.
+    begun: Snapshots<'a>,
     shelf: &'a Shelf<'a>,
     cursor: Cursor,
     under_way: Option<UnderWay>,
@@ -396,13 +436,24 @@ impl Passes<'_> {
 
     /// Makes durable what a piece has written, if it has, and records how far the merge has come.
     fn record(&mut self, written: bool) -> Result<(), Error> {
-        let news = if written { self.output.sync()? } else { Record::default() };
+        let mut news = if written { self.output.sync()? } else { Record::default() };
+        if let Some(components) = self.output.components() {
+            let (grown, begun) = components.sync()?;
+            let Cursor { units, stage, elements, .. } = self.cursor;
+            if let Some(begun) = begun {
+                self.begun.save((units, stage, elements), &begun)?;
+            }
+            news.components = Some(grown);
+        }
         // What was read must be what was planned for, and nobody else may be at work here.
         self.source.verify_unchanged().map_err(EngineError::Source)?;
         self.staging.check_lock()?;
         let (read, total) = (resume::read(self.job, &self.cursor), self.total);
         let news = Record { cursor: self.cursor.clone(), read, total, ..news };
-        self.journal.append(self.staging.record(news))
+        self.journal.append(self.staging.record(news))?;
+        let at = (self.cursor.units, self.cursor.stage, self.cursor.elements);
+        self.begun.forget(|unit, stage, elements| (unit, stage, elements) < at);
+        Ok(())
     }
 
     /// The next piece of work: so many elements that the usual number of bytes is written or read.

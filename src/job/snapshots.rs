@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! state/fold-U-S-E    BLAKE3 (32 bytes), then the merged state of stage S of unit U after E elements, zstd
+//! state/begun-U-S-E   the same with the frame of components that was begun then
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -10,23 +11,30 @@ use super::reading::read_file;
 use crate::engine::sink::{Storage, durable};
 use crate::error::{Error, IoContext};
 
-const PREFIX: &str = "fold-";
+const FOLD: &str = "fold-";
+const BEGUN: &str = "begun-";
 
 /// The saved states of a staging directory.
 pub(super) struct Snapshots<'a> {
     storage: &'a dyn Storage,
     dir: PathBuf,
+    prefix: &'static str,
 }
 
 impl<'a> Snapshots<'a> {
-    /// Those in a state directory.
+    /// Those of folds in a state directory.
     pub(super) fn new(storage: &'a dyn Storage, dir: &Path) -> Self {
-        Self { storage, dir: dir.to_owned() }
+        Self { storage, dir: dir.to_owned(), prefix: FOLD }
+    }
+
+    /// Frames of components that were begun.
+    pub(super) fn begun(storage: &'a dyn Storage, dir: &Path) -> Self {
+        Self { prefix: BEGUN, ..Self::new(storage, dir) }
     }
 
     /// Whether `name` is the name of a saved state.
     pub(super) fn owns(name: &str) -> bool {
-        numbers(name).is_some()
+        [FOLD, BEGUN].iter().any(|prefix| numbers(prefix, name).is_some())
     }
 
     /// Saves the state of a stage after some of its elements, durably, before the record about it.
@@ -69,7 +77,8 @@ impl<'a> Snapshots<'a> {
     pub(super) fn forget(&self, useless: impl Fn(u32, u32, u64) -> bool) {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
         for entry in entries {
-            if let Some((unit, stage, elements)) = numbers(&entry.file_name().to_string_lossy())
+            if let Some((unit, stage, elements)) =
+                numbers(self.prefix, &entry.file_name().to_string_lossy())
                 && useless(unit, stage, elements)
             {
                 // What is left is removed with the staging directory.
@@ -79,12 +88,12 @@ impl<'a> Snapshots<'a> {
     }
 
     fn path(&self, unit: u32, stage: u32, elements: u64) -> PathBuf {
-        self.dir.join(format!("{PREFIX}{unit}-{stage}-{elements}"))
+        self.dir.join(format!("{}{unit}-{stage}-{elements}", self.prefix))
     }
 }
 
-fn numbers(name: &str) -> Option<(u32, u32, u64)> {
-    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+fn numbers(prefix: &str, name: &str) -> Option<(u32, u32, u64)> {
+    let mut parts = name.strip_prefix(prefix)?.split('-');
     let numbers =
         (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     parts.next().is_none().then_some(numbers)
@@ -121,7 +130,7 @@ mod tests {
 
     #[test]
     fn names_are_exact() {
-        assert!(Snapshots::owns("fold-0-1-2"));
+        assert!(Snapshots::owns("fold-0-1-2") && Snapshots::owns("begun-0-1-2"));
         for name in ["fold-", "fold-1-2", "fold-1-2-3-4", "fold-a-1-2", "unfold-1-2-3"] {
             assert!(!Snapshots::owns(name), "{name}");
         }

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::components::{self, Components};
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{file_of, hex};
 use super::staging::{self, PlanFile};
@@ -126,6 +127,9 @@ pub fn verify(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<VerifyReport, Error> {
+    if let Some(found) = Components::load(dir)? {
+        return components::verify(dir, &found, depth, cancel);
+    }
     match staging::find_unpublished(dir) {
         Some((place, root)) => unfinished(&root, &place.out(&root), depth, progress, cancel),
         None => finished(dir, depth, progress, cancel),

@@ -9,7 +9,7 @@ pub(super) mod sparse;
 use super::math::exp;
 
 pub(super) use score::scores;
-pub(super) use share::{map, merge};
+pub(super) use share::{combine, map, merge, shares};
 
 /// Elements that are worked on from task vectors to results before the next ones: few enough to stay in the first-level
 /// cache and to have much in common, enough to make up for the change between loops.
@@ -244,8 +244,26 @@ mod tests {
             &mut again,
         );
         assert_eq!(tallies, again);
+        let (mut shares, mut combined) = (vec![9.0; n * len], vec![9.0; len]);
+        let mut counted = vec![Tally::default(); n];
+        kernels.pcb_shares(
+            inter,
+            &base,
+            &taus,
+            &bounds,
+            &cuts,
+            &mut scratch,
+            &mut shares,
+            &mut counted,
+        );
+        assert_eq!(tallies, counted);
+        // As they come back from where zeros are not stored.
+        shares.iter_mut().for_each(|share| *share = if *share == 0.0 { 0.0 } else { *share });
+        let rows: Vec<&[f32]> = shares.chunks(len).collect();
+        kernels.pcb_combine(&base, &rows, &lambdas, &mut combined);
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
         assert!(out.iter().zip(&mapped).all(same));
+        assert!(out.iter().zip(&combined).all(same));
         let mut bits: Vec<u32> = scores.iter().chain(&out).map(|v| v.to_bits()).collect();
         let mut row = vec![0.0; len];
         kernels.products(taus[0], taus[n - 1], &mut row);

@@ -21,6 +21,8 @@ pub trait AnyStage: Send + Sync {
     fn empty(&self) -> State;
     /// See [`Stage::add`].
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]);
+    /// See [`Stage::add_shares`].
+    fn add_shares(&self, state: &mut State, block: &Block<'_>, out: &mut [f32], shares: &mut [f32]);
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
     /// See [`Stage::save`].
@@ -55,6 +57,16 @@ impl<S: Stage> AnyStage for S {
 
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]) {
         Stage::add(self, own::<S>(state), block, out);
+    }
+
+    fn add_shares(
+        &self,
+        state: &mut State,
+        block: &Block<'_>,
+        out: &mut [f32],
+        shares: &mut [f32],
+    ) {
+        Stage::add_shares(self, own::<S>(state), block, out, shares);
     }
 
     fn merge(&self, into: &mut State, from: State) {

@@ -25,6 +25,7 @@ mod pass;
 mod passthrough;
 pub mod pcb;
 mod ram;
+mod recombine;
 pub mod registry;
 mod sampling;
 mod sce;
@@ -40,6 +41,7 @@ use std::sync::Arc;
 pub use erased::{AnyStage, State};
 pub use memory::{block_len, run_in_memory};
 pub use parcels::{Held, Lost, Parcels};
+pub use recombine::Recombine;
 pub use registry::{Entry, Scope, Setup};
 pub use sampling::Sampling;
 pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
@@ -113,6 +115,11 @@ pub trait Method: Send + Sync {
         0
     }
 
+    /// Whether merged values are the base plus lambda_i times a share of each expert that depends on no lambda.
+    fn has_shares(&self) -> bool {
+        false
+    }
+
     /// Starts the merge of a unit.
     ///
     /// # Errors
@@ -154,6 +161,18 @@ pub trait Stage: Send + Sync + 'static {
 
     /// Works on one block. `out` has the length of the block in a map and is empty in a fold.
     fn add(&self, state: &mut Self::State, block: &Block<'_>, out: &mut [f32]);
+
+    /// Like [`Stage::add`], for maps of methods that [have shares](Method::has_shares): fills `shares`, too, a row of the
+    /// block's length for each expert. The merged values are the same.
+    fn add_shares(
+        &self,
+        state: &mut Self::State,
+        block: &Block<'_>,
+        out: &mut [f32],
+        _shares: &mut [f32],
+    ) {
+        self.add(state, block, out);
+    }
 
     /// Adds what another worker has gathered.
     fn merge(&self, into: &mut Self::State, from: Self::State);

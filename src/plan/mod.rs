@@ -37,6 +37,7 @@ pub use tiles::{Tile, sampled, tiles};
 use units::Merged;
 pub use units::{Positions, Unit, layer};
 
+use crate::checkpoint::components::{Entry, FRAME};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
 use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
@@ -115,6 +116,14 @@ impl Segment {
         match self.grain {
             0 | 1 => u64::from(most),
             grain => (u64::from(most) / grain * grain).max(grain),
+        }
+    }
+
+    /// Leaves the donor as the only source; that the experts agree with it was seen before.
+    fn forget_experts(&mut self) {
+        self.sources = self.sources.iter().take(1).cloned().collect();
+        if let Action::Copy { check } = &mut self.action {
+            *check = false;
         }
     }
 
@@ -244,6 +253,23 @@ pub struct Means {
     pub mode: Mode,
     /// Elements per tile, if not left to the plan.
     pub tile: Option<u32>,
+    /// What flows beside base, experts and output.
+    pub beside: Beside,
+}
+
+/// What flows beside base, experts and output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The shares of all experts are kept.
+    Shares,
+    /// The shares of all experts are read instead of them.
+    Frames {
+        /// Bytes of the largest frame.
+        largest: u64,
+    },
 }
 
 impl Plan {
@@ -268,6 +294,9 @@ impl Plan {
         let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
         let mut segments = segments(&alignment, &tensors, &layout);
+        if let Beside::Frames { .. } = means.beside {
+            segments.iter_mut().for_each(Segment::forget_experts);
+        }
         let merged = segments.iter().filter(|segment| segment.action == Action::Merge);
         let merged = merged.map(|segment| alignment.tensors[segment.tensor as usize].named());
         let merged: Vec<Named<'_>> = merged.collect();
@@ -482,13 +511,28 @@ fn demand(
     let low_rank = low_rank::Need::new(segments);
     let products =
         segments.iter().flat_map(|s| &s.sources).filter(|s| s.low_rank.is_some()).count();
+    let read = segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64;
+    let stored = widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0));
+    let (n, frame) = (recipe.models.len() as u64, u64::from(FRAME));
+    // A frame as entries, and packed.
+    let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
+    let (inputs_read, input_bytes, entries, frames) = match means.beside {
+        Beside::Nothing => (read, stored, 0, 0),
+        Beside::Shares => {
+            let entries = n * size_of::<Entry>() as u64;
+            (read, stored, entries, unpacked + n * block_rows())
+        }
+        Beside::Frames { largest } => {
+            (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
+        }
+    };
     budget::Demand {
         mode: means.mode,
-        inputs: segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64,
+        inputs: inputs_read,
         low_rank,
-        input_bytes: widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0)),
-        output_bytes: widest(|s| u64::from(s.out_size)),
-        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2),
+        input_bytes,
+        output_bytes: widest(|s| u64::from(s.out_size)) + entries,
+        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames,
         catalog_bytes: tensors as u64 * 320
             + segments.len() as u64 * 160
             + products as u64 * 800
@@ -500,6 +544,11 @@ fn demand(
         threads: means.threads,
         tile: means.tile,
     }
+}
+
+/// Bytes of a row of a block.
+fn block_rows() -> u64 {
+    4 * crate::method::BLOCK as u64
 }
 
 /// Copies first, since they can fail; then units in output order, small neighbours together.

@@ -352,6 +352,14 @@ impl Recipe {
         read::file(path)
     }
 
+    /// The recipe of an output, in which names for people stand for paths. `path` is for messages.
+    ///
+    /// # Errors
+    /// [`RecipeError`] if it is none.
+    pub fn published(path: &Path, text: &str) -> Result<Self, RecipeError> {
+        read::published(path, text)
+    }
+
     /// The recipe as YAML that [`Recipe::from_file`] reads, with all values that matter. `name`
     /// says how a checkpoint's path is written.
     pub fn to_yaml(&self, name: impl Fn(&Path) -> String) -> String {

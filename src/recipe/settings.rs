@@ -94,6 +94,8 @@ pub struct Settings {
     pub command: Option<String>,
     /// Stop at one of the calls that write.
     pub failpoint: Option<Failpoint>,
+    /// Keep the shares of all experts in this directory, from which other lambdas make other outputs.
+    pub components: Option<std::path::PathBuf>,
     /// Start over, whatever an earlier attempt has left.
     pub restart: bool,
 }

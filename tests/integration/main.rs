@@ -7,6 +7,7 @@ mod support;
 
 mod cli;
 mod coefficients;
+mod components;
 mod failures;
 mod lora;
 mod malformed;

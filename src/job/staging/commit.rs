@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::files::{entries, is_state, known_files};
 use super::{
-    INSIDE, Lock, Place, PlanFile, Staging, find, is_gone, lock, model_of, only_ours, plan_file,
-    records, state_of,
+    INSIDE, Lock, Place, PlanFile, Staging, components_of, find, is_gone, lock, model_of,
+    only_ours, plan_file, records, state_of,
 };
 use crate::engine::sink::{SinkError, Storage, durable};
 use crate::error::Error;
@@ -25,6 +25,23 @@ fn rank(name: &str) -> u8 {
 }
 
 impl Staging<'_> {
+    /// Gives the finished components their name.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if something has appeared there meanwhile; nothing is replaced.
+    pub(in crate::job) fn publish_components(&self, dir: &Path) -> Result<(), Error> {
+        let made = self.components();
+        // An earlier attempt got this far.
+        if !made.exists() {
+            return Ok(());
+        }
+        self.check_lock()?;
+        durable::sync_dir(self.storage, &made)?;
+        rename_new(self.storage, &made, dir)?;
+        durable::sync_dir(self.storage, durable::parent(dir))?;
+        Ok(durable::sync_dir(self.storage, &self.root)?)
+    }
+
     /// Publishes the finished files under the output's name and removes the staging directory. Where files
     /// appear one by one, `whole` looks at the output when all are there, and before anything goes that they could
     /// be made from again.
@@ -128,7 +145,7 @@ pub(super) fn sweep(storage: &dyn Storage, root: &Path, lock: Option<Lock>) {
     for name in names {
         let _litter = storage.remove_file(&state.join(name));
     }
-    let _litter = storage.remove_dir(&model_of(root));
+    let _litter = [model_of(root), components_of(root)].map(|dir| storage.remove_dir(&dir));
     // While the lock is held: who waits for it finds that its file has no name any more, and begins anew.
     let _litter = storage.remove_file(&state.join(lock::FILE));
     let go = || [&state, root].map(|dir| storage.remove_dir(dir));
@@ -212,6 +229,7 @@ pub(in crate::job) fn clean(
             // What is left of it belongs to nothing that could be gone on with.
             let _ours = known_files(&state, is_state)?;
             let _none = known_files(&model_of(&root), |_| false)?;
+            let _none = known_files(&components_of(&root), |_| false)?;
             sweep(storage, &root, lock);
             return Ok(0);
         }

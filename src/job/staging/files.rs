@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{lock, plan_file};
 use crate::engine::sink::{SinkError, Storage};
 use crate::error::{Error, IoContext};
+use crate::job::components;
 use crate::job::journal;
 use crate::job::parcels::Shelf;
 use crate::job::snapshots::Snapshots;
@@ -17,6 +18,11 @@ pub(super) fn is_state(name: &str) -> bool {
     matches!(name, lock::FILE | plan_file::FILE | journal::FILE)
         || Snapshots::owns(name)
         || Shelf::owns(name)
+}
+
+/// Whether `name` is one that the directory of components may hold.
+pub(super) fn is_component(name: &str) -> bool {
+    matches!(target(name), components::DATA | components::FILE)
 }
 
 /// The file that an unfinished one would become.

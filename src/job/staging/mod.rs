@@ -90,6 +90,11 @@ pub(super) fn model_of(root: &Path) -> PathBuf {
     root.join("model")
 }
 
+/// Where components are made.
+pub(super) fn components_of(root: &Path) -> PathBuf {
+    root.join("components")
+}
+
 /// The good records of a staging directory; none if there is no plan.
 ///
 /// # Errors
@@ -223,6 +228,16 @@ impl<'a> Staging<'a> {
         model_of(&self.root)
     }
 
+    /// Where components are made.
+    pub(super) fn components(&self) -> PathBuf {
+        components_of(&self.root)
+    }
+
+    /// Where the output will be.
+    pub(super) fn out(&self) -> &Path {
+        &self.out
+    }
+
     /// The staging directory itself.
     pub(super) fn root(&self) -> &Path {
         &self.root
@@ -295,6 +310,7 @@ impl<'a> Staging<'a> {
         // The lock is this process's own.
         found.retain(|path| !path.ends_with(lock::FILE));
         found.extend(known_files(&self.model(), made)?);
+        found.extend(known_files(&self.components(), files::is_component)?);
         found.sort_by_key(|path| match () {
             () if path.ends_with(journal::FILE) => 0,
             () if path.ends_with(plan_file::FILE) => 2,
@@ -330,9 +346,12 @@ fn is_gone(error: &Error) -> bool {
     source.kind() == std::io::ErrorKind::NotFound
 }
 
-/// Demands that there is nothing in a staging directory but its two rooms.
+/// Demands that there is nothing in a staging directory but its rooms.
 fn only_ours(root: &Path) -> Result<(), Error> {
-    match entries(root)?.into_iter().find(|name| !matches!(name.as_str(), "state" | "model")) {
+    match entries(root)?
+        .into_iter()
+        .find(|name| !matches!(name.as_str(), "state" | "model" | "components"))
+    {
         Some(name) => Err(Error::Foreign { path: root.join(name) }),
         None => Ok(()),
     }

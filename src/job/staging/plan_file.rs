@@ -47,6 +47,9 @@ pub(in crate::job) struct Identity {
     pub(in crate::job) recipe: String,
     /// How order statistics are found: changes no byte of the output, but what folds gather.
     pub(in crate::job) selection: String,
+    /// The directory of components that is made, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::job) components: Option<String>,
     /// All input files.
     pub(in crate::job) inputs: Vec<InputIdentity>,
 }
@@ -81,6 +84,14 @@ impl Identity {
         if self.selection != now.selection {
             let (begun, now) = (&self.selection, &now.selection);
             return Some(format!("it was begun with --selection {begun}, and this is {now}"));
+        }
+        if self.components != now.components {
+            let said = |components: &Option<String>| match components {
+                Some(dir) => format!("with --components {dir}"),
+                None => "without --components".to_owned(),
+            };
+            let (begun, now) = (said(&self.components), said(&now.components));
+            return Some(format!("it was begun {begun}, and this is {now}"));
         }
         let changed = self.inputs.iter().zip(&now.inputs).find_map(|(a, b)| a.difference(b));
         let other_files = || "its inputs have other files".to_owned();
@@ -172,6 +183,7 @@ mod tests {
                 version: "1.2.3".to_owned(),
                 recipe: "merge_method: pcb\nkeep: 0.1\n".to_owned(),
                 selection: "fused".to_owned(),
+                components: None,
                 inputs: vec![input],
             },
             shards: vec![ShardName { file: "model.safetensors".to_owned(), bytes: 5 }],
@@ -205,6 +217,8 @@ mod tests {
         assert!(differs(|now| now.version = "2".to_owned()).contains("reflow 1.2.3"));
         assert!(differs(|now| now.recipe = now.recipe.replace("0.1", "0.2")).contains("keep: 0.2"));
         assert!(differs(|now| now.selection = "radix".to_owned()).contains("--selection fused"));
+        let other = differs(|now| now.components = Some("/c".to_owned()));
+        assert!(other.contains("without --components, and this is with --components /c"));
         assert!(differs(|now| now.inputs[0].bytes = 78).contains("its size was 77 and is 78"));
         assert!(
             differs(|now| now.inputs[0].mtime_ns = "1".to_owned()).contains("modification time")

@@ -145,12 +145,41 @@ impl Chunk<'_> {
         tallies: &mut [Tally],
     ) {
         let (n, len) = (self.taus.len(), self.base.len());
+        let mut sum = [0.0; CHUNK];
+        let sum = &mut sum[..len];
+        if !self.weigh(cuts, weights, sum, tallies) {
+            return keep_base(self.base, out);
+        }
+        out.fill(0.0);
+        for (i, weights) in weights.chunks(CHUNK).enumerate().take(n) {
+            let (bounds, lambda) = (bounds[i], lambdas[i]);
+            let row = weights.iter().zip(&self.taus[i][self.at..]).zip(&*sum);
+            for (out, ((&weight, &tau), &sum)) in out.iter_mut().zip(row) {
+                *out += lambda * share(weight, tau, bounds, sum);
+            }
+        }
+        for (out, base) in out.iter_mut().zip(self.base) {
+            *out += base;
+        }
+    }
+
+    /// Fills in the weights of all experts, [`CHUNK`] apart, and what they are divided by; tells whether any expert has
+    /// one, and does nothing if not.
+    #[inline(always)]
+    fn weigh(
+        &self,
+        cuts: &[Cut],
+        weights: &mut [f32],
+        sum: &mut [f32],
+        tallies: &mut [Tally],
+    ) -> bool {
+        let (n, len) = (self.taus.len(), self.base.len());
         let mut any = false;
         for (i, cut) in cuts.iter().enumerate().take(n) {
             any |= cut.active && is_any_above(self.scores(i), cut.threshold);
         }
         if !any {
-            return keep_base(self.base, out);
+            return false;
         }
         for (i, weights) in weights.chunks_mut(CHUNK).enumerate().take(n) {
             let weights = &mut weights[..len];
@@ -160,26 +189,69 @@ impl Chunk<'_> {
                 weights.fill(0.0);
             }
         }
-        let mut sum = [0.0; CHUNK];
-        let sum = &mut sum[..len];
         sum_rows(weights.chunks(CHUNK).take(n).map(|row| &row[..len]), sum);
         for sum in &mut *sum {
             *sum = if *sum < 1e-12 { 1e-12 } else { *sum };
         }
-        out.fill(0.0);
-        for (i, weights) in weights.chunks(CHUNK).enumerate().take(n) {
-            let (bounds, lambda) = (bounds[i], lambdas[i]);
-            let row = weights.iter().zip(&self.taus[i][self.at..]).zip(&*sum);
-            for (out, ((weight, &tau), sum)) in out.iter_mut().zip(row) {
-                let value = sign_of(tau) * bounds.clamped(tau);
-                // The share of this expert, without lambda: any lambdas combine the same shares.
-                let share = weight * value / sum;
-                *out += lambda * share;
+        true
+    }
+}
+
+/// The share of an expert in a merged value, without lambda: any lambdas combine the same shares.
+#[inline(always)]
+fn share(weight: f32, tau: f32, bounds: Bounds, sum: f32) -> f32 {
+    weight * (sign_of(tau) * bounds.clamped(tau)) / sum
+}
+
+/// The shares of all experts: `out` holds one row of the block's length for each.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "rows and scalars of one loop")]
+pub(in super::super) fn shares(
+    inter: Inter,
+    base: &[f32],
+    taus: &[&[f32]],
+    bounds: &[Bounds],
+    cuts: &[Cut],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    tallies: &mut [Tally],
+) {
+    let (n, stride) = (taus.len(), base.len());
+    scratch.resize(n);
+    let Scratch { rows, scores, .. } = scratch;
+    out.fill(0.0);
+    for (at, base) in (0..).step_by(CHUNK).zip(base.chunks(CHUNK)) {
+        let len = base.len();
+        let target = Target { values: scores, stride: CHUNK, at: 0, len };
+        score::chunk(inter, taus, at..at + len, bounds, rows, target);
+        let chunk = Chunk { base, taus, at, scores, stride: CHUNK, first: 0 };
+        let mut sum = [0.0; CHUNK];
+        let sum = &mut sum[..len];
+        if !chunk.weigh(cuts, rows, sum, tallies) {
+            continue;
+        }
+        for (i, weights) in rows.chunks(CHUNK).enumerate().take(n) {
+            let row = weights.iter().zip(&taus[i][at..]).zip(&*sum);
+            for (out, ((&weight, &tau), &sum)) in out[i * stride + at..][..len].iter_mut().zip(row)
+            {
+                *out = share(weight, tau, bounds[i], sum);
             }
         }
-        for (out, base) in out.iter_mut().zip(self.base) {
-            *out += base;
+    }
+}
+
+/// Merged values from shares: `base` + sum of lambda_i times each of `rows`, in order. The bits of [`merge`]; shares
+/// that are left out as zero change none.
+#[inline(always)]
+pub(in super::super) fn combine(base: &[f32], rows: &[&[f32]], lambdas: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for (row, lambda) in rows.iter().zip(lambdas) {
+        for (out, share) in out.iter_mut().zip(*row) {
+            *out += lambda * share;
         }
+    }
+    for (out, base) in out.iter_mut().zip(base) {
+        *out += base;
     }
 }
 

@@ -69,6 +69,27 @@ impl Stage for Map {
         );
     }
 
+    fn add_shares(
+        &self,
+        state: &mut State,
+        block: &Block<'_>,
+        out: &mut [f32],
+        shares: &mut [f32],
+    ) {
+        let setup = &self.setup;
+        setup.kernels.pcb_shares(
+            setup.inter(),
+            block.base,
+            block.rows,
+            &self.bounds,
+            &self.cuts,
+            &mut state.scratch,
+            shares,
+            &mut state.tallies,
+        );
+        setup.combine(block, shares, out);
+    }
+
     fn merge(&self, into: &mut State, from: State) {
         for (tally, more) in into.tallies.iter_mut().zip(from.tallies) {
             tally.merge(more);

@@ -28,8 +28,8 @@ use std::sync::Arc;
 
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{
-    AnyStage, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling, Strategy,
-    UnitView, Values,
+    AnyStage, Block, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling,
+    Strategy, UnitView, Values,
 };
 use crate::kernel::Kernels;
 use crate::kernel::pcb::{Inter, SHIFT_ABOVE, Tally};
@@ -224,7 +224,7 @@ impl Method for Pcb {
         let ranks = if self.variant == Variant::Paper { 1 } else { 2 };
         let counts = Selector::state_bytes(unit.elements, ranks);
         let pairs = if self.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
-        let rows = (4 * n + 4) * super::BLOCK as u64 * 4;
+        let rows = (5 * n + 4) * super::BLOCK as u64 * 4;
         let radix = n * counts + rows + pairs * 32;
         // A missed bracket may end in the radix plan.
         if self.is_fused(unit) {
@@ -232,6 +232,10 @@ impl Method for Pcb {
         } else {
             radix
         }
+    }
+
+    fn has_shares(&self) -> bool {
+        true
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
@@ -273,6 +277,12 @@ impl Setup {
         let (d, q) = (elements as f64, self.clamped());
         // A float cast to an integer truncates toward zero, as Python's int() does.
         [(d * q) as u64, (d * (1.0 - q) - 1.0) as u64]
+    }
+
+    /// Merged values from shares, one row for each expert.
+    fn combine(&self, block: &Block<'_>, shares: &[f32], out: &mut [f32]) {
+        let rows: Vec<&[f32]> = shares.chunks(block.len().max(1)).collect();
+        self.kernels.pcb_combine(block.base, &rows, self.lambdas.get(block.tensor), out);
     }
 
     /// Rank of the score threshold: trunc(d (1 - keep)).

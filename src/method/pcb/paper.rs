@@ -308,6 +308,7 @@ struct Map {
 struct MapState {
     tallies: Vec<Tally>,
     weights: Vec<f32>,
+    shares: Vec<f32>,
     rows: Rows,
 }
 
@@ -325,11 +326,25 @@ impl Stage for Map {
     fn empty(&self) -> MapState {
         let n = self.thresholds.len();
         let weights = vec![0.0; n * BLOCK];
-        MapState { tallies: vec![Tally::default(); n], weights, rows: Rows::new() }
+        let tallies = vec![Tally::default(); n];
+        MapState { tallies, weights, shares: Vec::new(), rows: Rows::new() }
     }
 
     fn add(&self, state: &mut MapState, block: &Block<'_>, out: &mut [f32]) {
-        let (n, len) = (block.rows.len(), block.base.len());
+        let mut shares = std::mem::take(&mut state.shares);
+        shares.resize(block.rows.len() * block.len(), 0.0);
+        self.add_shares(state, block, out, &mut shares);
+        state.shares = shares;
+    }
+
+    fn add_shares(
+        &self,
+        state: &mut MapState,
+        block: &Block<'_>,
+        out: &mut [f32],
+        shares: &mut [f32],
+    ) {
+        let (n, len) = (block.rows.len(), block.len());
         for i in 0..n {
             self.beta.compute(i, block, &mut state.rows);
             let weights = &mut state.weights[i * BLOCK..i * BLOCK + len];
@@ -339,15 +354,14 @@ impl Stage for Map {
                 state.tallies[i].kept += u64::from(*weight > 0.0);
             }
         }
-        let lambdas = self.beta.setup.lambdas.get(block.tensor);
-        for (e, out) in out.iter_mut().enumerate() {
+        for e in 0..len {
             let sum = (0..n).fold(0.0, |sum, i| sum + state.weights[i * BLOCK + e]);
-            let delta = (0..n).fold(0.0, |delta, i| {
+            for i in 0..n {
                 let share = state.weights[i * BLOCK + e] * block.rows[i][e] / sum;
-                delta + lambdas[i] * share
-            });
-            *out = block.base[e] + if sum == 0.0 { 0.0 } else { delta };
+                shares[i * len + e] = if sum == 0.0 { 0.0 } else { share };
+            }
         }
+        self.beta.setup.combine(block, shares, out);
     }
 
     fn merge(&self, into: &mut MapState, from: MapState) {

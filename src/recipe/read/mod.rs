@@ -58,6 +58,16 @@ pub(super) fn file(path: &Path) -> Result<(Recipe, Vec<String>), RecipeError> {
     Ok((recipe, warnings))
 }
 
+/// Reads a recipe as an output has it, with names for people instead of paths.
+pub(super) fn published(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
+    let around = Around {
+        exists: &|_| true,
+        locate: &|name| Ok(PathBuf::from(name)),
+        method: Recipe::method,
+    };
+    parse(path, text, &around).map(|(recipe, _)| recipe)
+}
+
 /// Reads a text; `path` is for messages. A file of coefficients that it names is not read.
 pub(super) fn parse(
     path: &Path,

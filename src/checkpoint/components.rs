@@ -1,0 +1,228 @@
+//! The shares of experts in a merge, sparse: what is stored of a component directory's data file.
+//!
+//! ```text
+//! components.bin:  | magic, 8 bytes | experts: u32 | elements per frame: u32 | frame | frame | ..
+//! frame:           | bytes of the payload: u32 | tensor: u32 | number: u32 | entries: u32 |
+//!                  | BLAKE3 of these 16 bytes and the payload: 32 bytes | payload, zstd |
+//! payload:         for each expert: | entries: u32 | gaps, LEB128 | byte 0 of all values, byte 1, byte 2, byte 3 |
+//! ```
+//! All numbers are little-endian. Frame `number` of a tensor holds its elements from `number * FRAME` on. Frames come in the
+//! order in which tensors are merged; those without an entry are left out.
+
+/// Elements that a frame covers.
+pub const FRAME: u32 = 1 << 16;
+/// Bytes before the first frame.
+pub const HEAD: u64 = 16;
+/// Bytes of a frame before its payload.
+pub const FRAME_HEAD: usize = 48;
+
+const MAGIC: [u8; 8] = *b"RFCOMP1\n";
+const LEVEL: i32 = 1;
+
+/// The beginning of a file for so many experts.
+pub fn head(experts: u32) -> [u8; HEAD as usize] {
+    let mut head = [0; HEAD as usize];
+    head[..8].copy_from_slice(&MAGIC);
+    head[8..12].copy_from_slice(&experts.to_le_bytes());
+    head[12..].copy_from_slice(&FRAME.to_le_bytes());
+    head
+}
+
+/// An element in which an expert has a share: its place in a run of elements, and the share.
+pub type Entry = (u32, f32);
+
+/// The entries of one frame, a row for each expert.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Frame {
+    /// The tensor, by its number in the file's table.
+    pub tensor: u32,
+    /// Its number in the tensor.
+    pub number: u32,
+    /// Entries of each expert by place, which ascends; places count from the start of the frame.
+    pub rows: Vec<Vec<Entry>>,
+}
+
+/// What a frame's first bytes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHead {
+    /// Bytes of the payload.
+    pub payload: u32,
+    /// The tensor.
+    pub tensor: u32,
+    /// The number of the frame in it.
+    pub number: u32,
+    /// Entries of all experts.
+    pub entries: u32,
+}
+
+impl FrameHead {
+    /// Reads the first bytes of a frame.
+    pub fn parse(bytes: &[u8; FRAME_HEAD]) -> Self {
+        let number = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        Self { payload: number(0), tensor: number(4), number: number(8), entries: number(12) }
+    }
+}
+
+/// A frame is not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a frame is not what was written")]
+pub struct FrameError;
+
+impl Frame {
+    /// A frame without entries.
+    pub fn new(experts: usize) -> Self {
+        Self { tensor: 0, number: 0, rows: vec![Vec::new(); experts] }
+    }
+
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.rows.iter().all(Vec::is_empty)
+    }
+
+    /// The frame as it is stored.
+    ///
+    /// # Errors
+    /// What zstd says.
+    pub fn store(&self) -> std::io::Result<Vec<u8>> {
+        let mut raw = Vec::new();
+        for row in &self.rows {
+            raw.extend((row.len() as u32).to_le_bytes());
+            let mut next = 0;
+            for &(place, _) in row {
+                varint(place - next, &mut raw);
+                next = place + 1;
+            }
+            for byte in 0..4 {
+                raw.extend(row.iter().map(|(_, share)| share.to_le_bytes()[byte]));
+            }
+        }
+        let payload = zstd::bulk::compress(&raw, LEVEL)?;
+        let entries: usize = self.rows.iter().map(Vec::len).sum();
+        let mut stored = Vec::with_capacity(FRAME_HEAD + payload.len());
+        for number in [payload.len() as u32, self.tensor, self.number, entries as u32] {
+            stored.extend(number.to_le_bytes());
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&stored);
+        hasher.update(&payload);
+        stored.extend(hasher.finalize().as_bytes());
+        stored.extend(payload);
+        Ok(stored)
+    }
+
+    /// Reads what [`Frame::store`] made, from the start of `bytes`; returns its length there.
+    ///
+    /// # Errors
+    /// If any byte of it is another.
+    pub fn load(bytes: &[u8], experts: usize) -> Result<(Self, usize), FrameError> {
+        let (first, rest) = bytes.split_first_chunk::<FRAME_HEAD>().ok_or(FrameError)?;
+        let head = FrameHead::parse(first);
+        let payload = rest.get(..head.payload as usize).ok_or(FrameError)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&first[..16]);
+        hasher.update(payload);
+        if hasher.finalize().as_bytes()[..] != first[16..] {
+            return Err(FrameError);
+        }
+        // Each entry takes at most 3 + 4 bytes.
+        let most = experts * (4 + 7 * FRAME as usize);
+        let raw = zstd::bulk::decompress(payload, most).map_err(|_| FrameError)?;
+        let mut raw = raw.as_slice();
+        let rows: Vec<Vec<Entry>> =
+            (0..experts).map(|_| row(&mut raw)).collect::<Option<_>>().ok_or(FrameError)?;
+        let whole =
+            raw.is_empty() && rows.iter().map(Vec::len).sum::<usize>() == head.entries as usize;
+        let frame = Self { tensor: head.tensor, number: head.number, rows };
+        whole.then_some((frame, FRAME_HEAD + payload.len())).ok_or(FrameError)
+    }
+}
+
+/// The entries of one expert.
+fn row(raw: &mut &[u8]) -> Option<Vec<Entry>> {
+    let (count, rest) = raw.split_first_chunk::<4>()?;
+    *raw = rest;
+    let count = u32::from_le_bytes(*count) as usize;
+    if count > FRAME as usize {
+        return None;
+    }
+    let (mut places, mut next) = (Vec::with_capacity(count), 0u32);
+    for _ in 0..count {
+        let place = next.checked_add(unvarint(raw)?)?;
+        next = place + 1;
+        places.push(place);
+    }
+    let planes = raw.split_at_checked(4 * count)?;
+    *raw = planes.1;
+    if next > FRAME {
+        return None;
+    }
+    let byte = |k: usize, plane: usize| planes.0[plane * count + k];
+    let share = |k: usize| f32::from_le_bytes([byte(k, 0), byte(k, 1), byte(k, 2), byte(k, 3)]);
+    Some(places.into_iter().enumerate().map(|(k, place)| (place, share(k))).collect())
+}
+
+fn varint(mut number: u32, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// A number of up to three groups of seven bits.
+fn unvarint(raw: &mut &[u8]) -> Option<u32> {
+    let mut number = 0;
+    for shift in [0, 7, 14] {
+        let (&byte, rest) = raw.split_first()?;
+        *raw = rest;
+        number |= u32::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        let row = prop::collection::btree_map(0u32..FRAME, any::<i32>(), 0..40);
+        let row =
+            row.prop_map(|row| row.into_iter().map(|(at, x)| (at, x as f32 * 1e-9)).collect());
+        (any::<u32>(), any::<u32>(), prop::collection::vec(row, 1..4))
+            .prop_map(|(tensor, number, rows)| Frame { tensor, number, rows })
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_comes_back_as_it_was_or_not_at_all(frame in frames(), bit in any::<prop::sample::Index>(), more in any::<u8>()) {
+            let mut stored = frame.store().unwrap();
+            let (experts, len) = (frame.rows.len(), stored.len());
+            stored.push(more);
+            prop_assert_eq!(Frame::load(&stored, experts), Ok((frame, len)));
+            let bit = bit.index(len * 8);
+            stored[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Frame::load(&stored, experts).is_err());
+            prop_assert!(Frame::load(&stored[..len - 1], experts).is_err());
+        }
+
+        #[test]
+        fn no_payload_makes_it_panic(raw in prop::collection::vec(any::<u8>(), 0..200), experts in 0usize..4) {
+            let mut raw = raw.as_slice();
+            let _any = (0..experts).map(|_| row(&mut raw)).collect::<Option<Vec<_>>>();
+        }
+    }
+
+    #[test]
+    fn the_last_place_and_a_full_row_fit() {
+        let full: Vec<Entry> = (0..FRAME).map(|place| (place, place as f32 + 0.5)).collect();
+        let frame = Frame { tensor: 1, number: 2, rows: vec![vec![(FRAME - 1, -1.0)], full] };
+        let stored = frame.store().unwrap();
+        assert_eq!(Frame::load(&stored, 2), Ok((frame, stored.len())));
+    }
+}
