@@ -142,9 +142,12 @@ impl Error {
             Error::Recipe(_)
             | Error::Kernel(_)
             | Error::OutputPlace { .. }
-            | Error::Plan(PlanError::Recipe(_) | PlanError::Pattern { .. } | PlanError::Nothing) => {
-                2
-            }
+            | Error::Plan(
+                PlanError::Recipe(_)
+                | PlanError::Pattern { .. }
+                | PlanError::Nothing
+                | PlanError::NoTable,
+            ) => 2,
             Error::Checkpoint(CheckpointError::Io { source, .. }) if !is_about_path(source) => 7,
             Error::Checkpoint(_)
             | Error::Plan(PlanError::Inconsistent(_) | PlanError::Layout(_)) => 3,

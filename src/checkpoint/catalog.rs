@@ -136,9 +136,9 @@ pub enum CheckpointError {
         /// What is missing.
         reason: String,
     },
-    /// An adapter that is malformed, not supported, or not for this model.
+    /// A file of an adapter or tokenizer that is malformed, not supported, or not for this model.
     #[error("{path} {reason}")]
-    Adapter {
+    File {
         /// Path.
         path: PathBuf,
         /// What is wrong with it.
@@ -238,6 +238,29 @@ impl Catalog {
         self.warnings.extend(warnings);
         self.tensors.extend(tensors);
         self.files.push(file);
+        Ok(())
+    }
+
+    /// Counts a file of the directory among the checkpoint's, if it is there: what is in it decides about values, too.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn count_file(&mut self, name: &str) -> Result<(), CheckpointError> {
+        let path = self.root.join(name);
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let (file, meta) = open_regular(&path)?;
+        let (mut hasher, mut buffer, mut at) = (Sha256::new(), vec![0; 1 << 16], 0);
+        while at < meta.len() {
+            let step = (meta.len() - at).min(1 << 16);
+            let part = &mut buffer[..step as usize];
+            file.read_exact_at(part, at).map_err(|e| io_error(&path, e))?;
+            hasher.update(&*part);
+            at += step;
+        }
+        let hash = hex(&hasher.finalize());
+        self.files.push(ShardFile::new(&path, name, &meta, meta.len(), hash));
         Ok(())
     }
 

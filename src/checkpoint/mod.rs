@@ -23,6 +23,7 @@ mod layout;
 mod model_card;
 mod natural;
 mod sidecar;
+pub mod tokenizer;
 
 pub use adapter::{Adapted, Adapter, Factor, LowRank, Product, is_adapter};
 pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};

@@ -184,7 +184,8 @@ impl Decoder {
             checkpoint: context.plan.labels[segment.sources[source].checkpoint as usize].clone(),
             tensor: context.plan.tensors[segment.tensor as usize].name.to_string(),
             element: segment.first + element,
-            offset: segment.sources[source].offset + element * float.size() as u64,
+            offset: segment.sources[source]
+                .at(segment.first + element, element * float.size() as u64),
             value: value[0],
         }
     }

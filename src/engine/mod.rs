@@ -10,6 +10,7 @@ mod decode;
 mod frames;
 pub mod host;
 mod pipeline;
+mod rows;
 pub mod sink;
 pub mod source;
 mod worker;
@@ -127,6 +128,14 @@ pub trait TileSink: Send {
     }
 }
 
+/// How a pass reads.
+pub struct Sources<'a> {
+    /// Reads tiles, ahead of time.
+    pub tiles: &'a mut Source,
+    /// Reads what lies scattered, and little beside what is asked for: matrices of adapters, and rows that move.
+    pub scattered: &'a mut Source,
+}
+
 /// Runs one pass. When it is stopped from outside, what it has begun is finished, and the result says how
 /// far it came.
 ///
@@ -136,10 +145,10 @@ pub trait TileSink: Send {
 pub fn run(
     context: &Context<'_>,
     work: &Work<'_>,
-    source: &mut Source,
+    sources: Sources<'_>,
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
-    pipeline::run(context, work, source, sink)
+    pipeline::run(context, work, sources, sink)
 }
 
 /// Why a pass failed.

@@ -17,6 +17,7 @@
 //! sink sees plan order. That cannot block: the tile it waits for has its ticket already.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -25,9 +26,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use super::adapters::{Adapters, Products};
 use super::alarm::Alarm;
 use super::decode::TileData;
+use super::rows::gather;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
-use super::{Context, EngineError, PassResult, TileSink, Work};
+use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
 use crate::checkpoint::components::Entry;
 use crate::method::State;
 use crate::plan::{Action, Segment, Tile, sampled, tiles};
@@ -45,7 +47,7 @@ struct Loaded {
     number: u64,
     planned: Planned,
     /// Of the sources that are read, in order.
-    bytes: Vec<TileBytes>,
+    bytes: Vec<Bytes>,
     products: Products,
     ticket: Ticket,
 }
@@ -74,7 +76,7 @@ struct Finished {
 pub(super) fn run(
     context: &Context<'_>,
     work: &Work<'_>,
-    source: &mut Source,
+    sources: Sources<'_>,
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
     let (tickets, workers) = (context.plan.budget.tiles, context.plan.budget.workers);
@@ -88,7 +90,7 @@ pub(super) fn run(
     let alarm = &Alarm::new();
     thread::scope(|scope| {
         // Its channel ends close when it is done, which is how the workers know.
-        let reader = scope.spawn(move || read(context, work, source, &pool, &to_workers, alarm));
+        let reader = scope.spawn(move || read(context, work, sources, &pool, &to_workers, alarm));
         let threads: Vec<_> = (0..workers)
             .map(|_| {
                 let (loaded, to_writer, free) = (loaded.clone(), to_writer.clone(), free.clone());
@@ -132,11 +134,12 @@ pub(super) fn run(
 fn read(
     context: &Context<'_>,
     work: &Work<'_>,
-    source: &mut Source,
+    sources: Sources<'_>,
     pool: &Receiver<Ticket>,
     to_workers: &Sender<Loaded>,
     alarm: &Alarm,
 ) -> Result<u64, EngineError> {
+    let Sources { tiles: source, scattered } = sources;
     let mut adapters = Adapters::default();
     let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
@@ -157,8 +160,9 @@ fn read(
         };
         let last = coming.is_none();
         if let Some((planned, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
-            let products = adapters.of(context, planned.tile.segment, source)?;
+            let products = adapters.of(context, planned.tile.segment, scattered)?;
             let bytes = source.read(&ranges)?;
+            let bytes = with_rows(context, planned.tile, bytes, scattered)?;
             let loaded = Loaded { number, planned, bytes, products, ticket };
             if to_workers.send(loaded).is_err() {
                 break;
@@ -173,16 +177,59 @@ fn read(
         }
     }
     source.finish_pass();
+    scattered.finish_pass();
     Ok(issued)
 }
 
-/// The bytes of a tile in each of its sources, those that share theirs once.
+/// The bytes of a tile in one source.
+enum Bytes {
+    Read(TileBytes),
+    Made(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Made(bytes) => bytes,
+        }
+    }
+}
+
+/// Puts those sources of a tile whose rows move between those that were read.
+fn with_rows(
+    context: &Context<'_>,
+    tile: Tile,
+    read: Vec<TileBytes>,
+    scattered: &mut Source,
+) -> Result<Vec<Bytes>, EngineError> {
+    let segment = &context.plan.segments[tile.segment as usize];
+    let mut read = read.into_iter();
+    let mut bytes = Vec::with_capacity(segment.sources.len());
+    for i in segment.read() {
+        bytes.push(match &segment.sources[i].rows {
+            Some(map) => Bytes::Made(gather(context, map, segment.first, tile, scattered)?),
+            None => match read.next() {
+                Some(read) => Bytes::Read(read),
+                None => break,
+            },
+        });
+    }
+    // What comes from somewhere else than the sources.
+    bytes.extend(read.map(Bytes::Read));
+    Ok(bytes)
+}
+
+/// The bytes of a tile in each of its sources, those that share theirs once, and none where rows move.
 fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
     let segment = &context.plan.segments[tile.segment as usize];
     let frames = context.frames.filter(|_| segment.action == Action::Merge);
     let frames = frames.map(|frames| frames.range(tile.segment, tile.start, tile.elements));
     segment
         .read()
+        .filter(|&i| segment.sources[i].rows.is_none())
         .map(|i| {
             let (source, size) = (&segment.sources[i], segment.source_size(i));
             ByteRange {
@@ -196,7 +243,7 @@ fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
 }
 
 /// The bytes of each source, of those that were read.
-fn of_sources<'a>(segment: &Segment, read: &'a [TileBytes]) -> Vec<&'a [u8]> {
+fn of_sources<'a>(segment: &Segment, read: &'a [Bytes]) -> Vec<&'a [u8]> {
     let mut bytes: Vec<&[u8]> = Vec::with_capacity(segment.sources.len());
     let mut fresh = read.iter();
     for (i, source) in segment.sources.iter().enumerate() {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Ties;
+use crate::checkpoint::tokenizer::TOKENIZER;
 use crate::checkpoint::{
     Adapter, Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo, display_name,
 };
@@ -24,7 +25,10 @@ use crate::recipe::{Recipe, reference};
 pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     let options = OpenOptions { lenient: recipe.lenient, ..OpenOptions::default() };
     let catalogs = recipe.checkpoints().map(|path| open_one(path, options));
-    let catalogs: Vec<Catalog> = catalogs.collect::<Result<_, _>>()?;
+    let mut catalogs: Vec<Catalog> = catalogs.collect::<Result<_, _>>()?;
+    if recipe.tokenizer.is_some() {
+        catalogs.iter_mut().try_for_each(|catalog| catalog.count_file(TOKENIZER))?;
+    }
     let labels = distinct(recipe.checkpoints().map(label).collect());
     Ok(Inputs::new(catalogs, recipe.has_base(), recipe.donor(), labels))
 }

@@ -49,6 +49,7 @@ mod snapshots;
 mod staging;
 mod status;
 mod verify;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -72,6 +73,7 @@ use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, RecipeError, Settings, Words, reference};
 use components::{Prepared, Recombined};
 use staging::{Place, PlanFile};
+use vocabulary::Tokenizer;
 
 /// A merge that is planned and has not begun.
 pub struct Job {
@@ -81,6 +83,7 @@ pub struct Job {
     method: Box<dyn Method>,
     kernels: &'static Kernels,
     plan: Plan,
+    tokenizer: Tokenizer,
     mode: Mode,
     mode_reason: String,
     keep_cache: bool,
@@ -115,6 +118,10 @@ impl Job {
         }
         let mut inputs = inputs::open(&recipe)?;
         let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
+        let (tokenizer, warnings) = vocabulary::settle(&recipe, &mut inputs)?;
+        for warning in warnings {
+            progress.event(&Event::Warning { text: &warning });
+        }
         let setup = registry::Setup {
             kernels,
             base: recipe.has_base(),
@@ -131,6 +138,11 @@ impl Job {
                 let (key, reason) = ("--components".to_owned(), reason.to_owned());
                 return Err(RecipeError::Value { key, reason }.into());
             }
+            Some(_) if recipe.tokenizer.is_some() => {
+                let reason = "they are not kept where rows may move; leave `tokenizer_source` out";
+                let (key, reason) = ("--components".to_owned(), reason.to_owned());
+                return Err(RecipeError::Value { key, reason }.into());
+            }
             Some(_) if inputs.has_base && inputs.donor().adapter.is_some() => {
                 let reason = "the base has an adapter; merge it into the base first".to_owned();
                 return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
@@ -143,7 +155,7 @@ impl Job {
             }
         };
         Self::assemble(
-            Parts { recipe, inputs, ties, method, beside, kernels },
+            Parts { recipe, inputs, ties, tokenizer, method, beside, kernels },
             settings,
             None,
             progress,
@@ -173,7 +185,8 @@ impl Job {
             progress.event(&Event::Warning { text: &warning });
         }
         let method = Box::new(Recombine { kernels });
-        let parts = Parts { recipe, inputs, ties, method, beside, kernels };
+        let tokenizer = Tokenizer::default();
+        let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels };
         Self::assemble(parts, settings, Some((&components, file)), progress)
     }
 
@@ -183,7 +196,7 @@ impl Job {
         stored: Option<(&Components, ShardFile)>,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
-        let Parts { recipe, inputs, ties, method, beside, kernels } = parts;
+        let Parts { recipe, inputs, ties, tokenizer, method, beside, kernels } = parts;
         let (memory, memory_source) = memory(&settings, progress);
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -214,6 +227,7 @@ impl Job {
             method,
             kernels,
             plan,
+            tokenizer,
             mode,
             mode_reason,
             keep_cache,
@@ -397,6 +411,7 @@ struct Parts {
     recipe: Recipe,
     inputs: Inputs,
     ties: Vec<Tie>,
+    tokenizer: Tokenizer,
     method: Box<dyn Method>,
     beside: Beside,
     kernels: &'static Kernels,

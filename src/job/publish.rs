@@ -3,14 +3,19 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::Job;
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{Output, hex};
 use super::verify::{self, Depth};
+use crate::checkpoint::tokenizer::{
+    TOKENIZER, config_with_tokens, is_tokenizer_file, list_with_tokens, with_tokens,
+};
 use crate::checkpoint::{
-    CardExpert, CardFile, LayerOrigin, ModelCard, config_json, relayered, side_files,
+    CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, config_json, relayered,
+    side_files,
 };
 use crate::engine::EngineError;
 use crate::engine::sink::durable;
@@ -18,6 +23,7 @@ use crate::error::{Error, IoContext};
 use crate::method::registry::Preset;
 use crate::patience::patiently;
 use crate::plan::Layers;
+use crate::plan::Segment;
 use crate::plan::tied::Tie;
 use crate::progress::{Progress, Silent};
 use crate::recipe::{Model, OutputDtype};
@@ -41,10 +47,43 @@ pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Names of the donor's side files.
+/// Names of the side files that the output has from others: the donor's, or from where its tokenizer comes.
 fn donated(job: &Job) -> Result<Vec<String>, Error> {
-    let root = &job.inputs.donor().root;
-    Ok(side_files(root, job.recipe.copy_code)?)
+    let mut names = side_files(&job.inputs.donor().root, job.recipe.copy_code)?;
+    if let Some(root) = &job.tokenizer.root {
+        names.retain(|name| !is_tokenizer_file(name));
+        names.extend(side_files(root, false)?.into_iter().filter(|name| is_tokenizer_file(name)));
+        names.sort();
+    }
+    Ok(names)
+}
+
+/// A side file as the output has it.
+fn side_file(job: &Job, name: &str) -> Result<Vec<u8>, Error> {
+    let other = job.tokenizer.root.as_ref().filter(|_| is_tokenizer_file(name));
+    let from = other.unwrap_or(&job.inputs.donor().root).join(name);
+    let bytes = patiently(|| std::fs::read(&from)).at("read", &from)?;
+    let added = &job.tokenizer.added;
+    let edited = match name {
+        _ if added.is_empty() => return Ok(bytes),
+        TOKENIZER => with_tokens(&bytes, added),
+        "tokenizer_config.json" => config_with_tokens(&bytes, added),
+        "added_tokens.json" => list_with_tokens(&bytes, added),
+        _ => return Ok(bytes),
+    };
+    Ok(edited.map_err(|reason| CheckpointError::File { path: from, reason })?)
+}
+
+/// Sets the number of tokens to that of the rows of embeddings, if rows move.
+fn resize(job: &Job, config: &mut Value) {
+    let moved = |segment: &&Segment| segment.sources.iter().any(|source| source.rows.is_some());
+    let table = job.plan.segments.iter().find(moved);
+    let rows = table.and_then(|s| job.plan.tensors[s.tensor as usize].shape.first().copied());
+    for place in ["/vocab_size", "/text_config/vocab_size"] {
+        if let (Some(rows), Some(size)) = (rows, config.pointer_mut(place)) {
+            *size = rows.into();
+        }
+    }
 }
 
 /// Writes side files, model card, recipe, config, index and manifest.
@@ -57,14 +96,11 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         files.push(ManifestFile { name, bytes, sha256, extents: Vec::new() });
         Ok(())
     };
-    let root = &job.inputs.donor().root;
     for name in donated(job)? {
         if name == CONFIG || name == CARD || name == manifest::FILE {
             continue;
         }
-        let from = root.join(&name);
-        let bytes = patiently(|| std::fs::read(&from)).at("read", &from)?;
-        write(&name, &bytes)?;
+        write(&name, &side_file(job, &name)?)?;
     }
     write(RECIPE, job.published_recipe().as_bytes())?;
     if let Some(coefficients) = &job.recipe.coefficients {
@@ -123,6 +159,7 @@ pub(super) fn check(
 /// The donor's config, for the output's layers; and what in it only a human can set right.
 pub(super) fn config(job: &Job) -> Option<(serde_json::Value, Vec<String>)> {
     let mut config = job.inputs.donor().config.clone()?;
+    resize(job, &mut config);
     let Some(layers) = &job.plan.layers else { return Some((config, Vec::new())) };
     let origin = |(checkpoint, layer): (usize, u64)| LayerOrigin {
         config: job.inputs.catalogs[checkpoint].config.as_ref(),

@@ -21,7 +21,7 @@ use super::staging::{Place, Staging};
 use super::{Job, publish};
 use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
-use crate::engine::{self, Context, EngineError, PassResult, Work, host};
+use crate::engine::{self, Context, EngineError, PassResult, Sources, Work, host};
 use crate::error::Error;
 use crate::method::{AnyStage, ExpertOutcome, MethodError, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Run, Segment};
@@ -161,12 +161,8 @@ fn in_staging(
     if journal.last().is_some() {
         progress.event(&Event::Notice { text: "going on where an earlier run stopped" });
     }
-    let mut reading = SourceConfig::new(job.mode);
-    reading.keep_cache = job.keep_cache;
-    reading.grain = job.plan.budget.grain;
-    let source = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
-    reading.grain = Grain::Sparse;
-    let sampler = Source::open(job.input_files(), &reading).map_err(EngineError::Source)?;
+    let source = open(job, job.plan.budget.grain)?;
+    let (sampler, scattered) = (open(job, Grain::Sparse)?, open(job, Grain::Sparse)?);
     let config = SinkConfig {
         chunk: job.plan.budget.write_behind,
         keep_cache: job.keep_cache,
@@ -181,6 +177,7 @@ fn in_staging(
         staging,
         source,
         sampler,
+        scattered,
         output,
         journal,
         snapshots,
@@ -209,6 +206,13 @@ fn in_staging(
     report.seconds = begin.elapsed().as_secs_f64();
     report.memory = host::usage::snapshot();
     Ok(report)
+}
+
+/// Prepares to read the inputs.
+fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
+    let mut reading = SourceConfig::new(job.mode);
+    (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
+    Source::open(job.input_files(), &reading).map_err(EngineError::Source)
 }
 
 /// What was made again already.
@@ -286,6 +290,8 @@ struct Passes<'a> {
     source: Source,
     /// Reads samples, and little beside what is asked for.
     sampler: Source,
+    /// Reads adapters, and rows that move.
+    scattered: Source,
     output: Output<'a>,
     journal: Journal,
     snapshots: Snapshots<'a>,
@@ -504,10 +510,11 @@ impl Passes<'_> {
         let begin = Instant::now();
         let sampled = matches!(work, Work::Stage { stage, .. } if stage.sample().is_some());
         let source = if sampled { &mut self.sampler } else { &mut self.source };
-        let before = source.bytes_read();
-        let result = engine::run(&self.context, work, source, &mut self.output)?;
+        let before = source.bytes_read() + self.scattered.bytes_read();
+        let sources = Sources { tiles: &mut *source, scattered: &mut self.scattered };
+        let result = engine::run(&self.context, work, sources, &mut self.output)?;
         let seconds = begin.elapsed().as_secs_f64();
-        let read = source.bytes_read() - before;
+        let read = source.bytes_read() + self.scattered.bytes_read() - before;
         progress.event(&Event::PassFinished { name, bytes: read, seconds });
         match self.report.passes.iter_mut().find(|pass| pass.name == name) {
             Some(pass) => {

@@ -98,12 +98,18 @@ pub(super) fn align<'a>(
     matcher.extras(origins, &mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
     problems.into_result()?;
+    let moved = |aligned: &Aligned<'_>| {
+        aligned.parts.iter().flat_map(|part| &part.sources).any(|source| source.rows.is_some())
+    };
+    if inputs.vocabulary.is_some() && !found.tensors.iter().any(moved) {
+        return Err(PlanError::NoTable);
+    }
     Ok(found)
 }
 
-struct Matcher<'a> {
-    recipe: &'a Recipe,
-    inputs: &'a Inputs,
+pub(super) struct Matcher<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) inputs: &'a Inputs,
     selection: &'a Selection,
 }
 
@@ -115,6 +121,10 @@ impl Matcher<'_> {
         problems: &mut Problems,
     ) -> Vec<Part> {
         let float = origin.lent.dtype.known().and_then(Float::from_dtype);
+        let merges = self.selection.merges(&origin.name);
+        if let Some(part) = self.table(origin, merges, found, problems) {
+            return vec![part];
+        }
         match float {
             _ if !self.selection.merges(&origin.name) => vec![self.unmerged(origin, float)],
             Some(float) if !self.block_scaled(origin) => {
@@ -272,7 +282,7 @@ impl Matcher<'_> {
         }
     }
 
-    fn missing(&self, source: &Source<'_>) -> Problem {
+    pub(super) fn missing(&self, source: &Source<'_>) -> Problem {
         Problem::Missing { expert: self.label(source.checkpoint), tensor: source.name.to_string() }
     }
 
@@ -290,7 +300,7 @@ impl Matcher<'_> {
         }
     }
 
-    fn label(&self, expert: usize) -> String {
+    pub(super) fn label(&self, expert: usize) -> String {
         self.inputs.labels[expert].clone()
     }
 
@@ -308,6 +318,7 @@ impl Matcher<'_> {
             offset: tensor.offset,
             float,
             low_rank: low_rank.and_then(|of| LowRank::new(of, file)).map(Arc::new),
+            rows: None,
         }
     }
 
@@ -328,7 +339,7 @@ impl Matcher<'_> {
     }
 
     /// Whether only the number of rows of an embedding-like matrix differs.
-    fn is_vocabulary(&self, origin: &Origin<'_>, other: &TensorInfo) -> bool {
+    pub(super) fn is_vocabulary(&self, origin: &Origin<'_>, other: &TensorInfo) -> bool {
         let base = origin.lent;
         let (Some(&rows), Some(_)) = (base.shape.first(), other.shape.first()) else {
             return false;
@@ -354,6 +365,6 @@ impl Matcher<'_> {
     }
 }
 
-fn row_len(tensor: &TensorInfo) -> u64 {
+pub(super) fn row_len(tensor: &TensorInfo) -> u64 {
     tensor.shape[1..].iter().product()
 }

@@ -144,11 +144,11 @@ fn compute(
         Mode::Pread => demand.inputs * span + grain.footprint(demand.inputs, 2 * window),
         Mode::Direct => demand.inputs * (span + (8 << 10) * tiles as u64),
     };
-    // One matrix is read at a time, the next run of it asked for. Each file keeps the block under its cursor.
+    // One matrix or run of rows is read at a time, the next one asked for. Each file keeps the block under its cursor.
     let Need { chunk, files, .. } = demand.low_rank;
     let reading = match demand.mode {
-        Mode::Mmap => grain.footprint(files, 2 * chunk),
-        Mode::Pread => 2 * chunk + grain.footprint(files, 2 * chunk),
+        Mode::Mmap => Grain::Sparse.footprint(files, 2 * chunk),
+        Mode::Pread => 2 * chunk + Grain::Sparse.footprint(files, 2 * chunk),
         Mode::Direct => 2 * (chunk + (8 << 10)),
     };
     let adapter_bytes = if files == 0 { 0 } else { reading + demand.low_rank.live(tiles, tile) };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::rows::Vocabulary;
 use super::summary::AdapterSummary;
 use crate::checkpoint::{Catalog, ShardFile};
 
@@ -16,6 +17,8 @@ pub struct Inputs {
     pub donor: usize,
     /// Display names, in the order of `catalogs`.
     pub labels: Vec<String>,
+    /// Which token is which, if rows of embeddings move.
+    pub vocabulary: Option<Vocabulary>,
     /// For each checkpoint the numbers that its files have among those of all.
     numbers: Vec<Vec<u32>>,
     /// All files, each once: several models may be one with different adapters.
@@ -35,7 +38,7 @@ impl Inputs {
             })
         };
         let numbers = catalogs.iter().map(|c| c.files.iter().map(&mut number).collect()).collect();
-        Self { catalogs, has_base, donor, labels, numbers, files }
+        Self { catalogs, has_base, donor, labels, vocabulary: None, numbers, files }
     }
 
     /// What adapters do, model by model.

@@ -107,7 +107,7 @@ pub(super) struct Need {
     segments: Vec<(u64, u64)>,
     /// Bytes of the largest read.
     pub(super) chunk: u64,
-    /// Files of adapters.
+    /// Files of adapters and of tables whose rows move.
     pub(super) files: u64,
 }
 
@@ -122,6 +122,10 @@ impl Need {
                     need.chunk = need.chunk.max(factor.row_bytes()).max(CHUNK);
                     files.push(factor.file);
                 }
+            }
+            for map in segment.sources.iter().filter_map(|s| s.rows.as_ref()) {
+                need.chunk = need.chunk.max(CHUNK);
+                files.extend(map.tables.iter().map(|table| table.file));
             }
             if bytes > 0 {
                 need.segments.push((bytes, segment.elements));

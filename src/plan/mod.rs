@@ -12,10 +12,12 @@ pub mod low_rank;
 mod origin;
 mod problem;
 mod reading;
+pub mod rows;
 mod select;
 mod slices;
 mod stacks;
 mod summary;
+mod tables;
 pub mod tied;
 mod tiles;
 mod units;
@@ -45,6 +47,7 @@ use crate::recipe::{Coefficients, Matched, Named, OutputDtype, Place, Recipe, Re
 use align::Alignment;
 use low_rank::LowRank;
 use origin::Origins;
+use rows::RowMap;
 use slices::Sliced;
 
 /// What is done with a run of elements.
@@ -74,12 +77,27 @@ pub struct SourceRef {
     pub float: Float,
     /// What an adapter adds to the tensor that the run is a part of. The elements are numbered as in the output.
     pub low_rank: Option<Arc<LowRank>>,
+    /// Where the rows are, if they are not where they were: then the elements are `f32` that are made of them.
+    pub rows: Option<Arc<RowMap>>,
 }
 
 impl SourceRef {
     /// Whether the stored bytes are those of another source.
     pub fn shares(&self, other: &Self) -> bool {
-        (self.file, self.offset) == (other.file, other.offset)
+        let plain = self.rows.is_none() && other.rows.is_none();
+        plain && (self.file, self.offset) == (other.file, other.offset)
+    }
+
+    /// The offset of an element, `plain` bytes behind the first one unless rows move.
+    pub fn at(&self, element: u64, plain: u64) -> u64 {
+        let Some(map) = &self.rows else { return self.offset + plain };
+        let found = map.runs(element, element + 1).first().and_then(|run| {
+            let &(table, row) = run.from.first()?;
+            let table = &map.tables[table as usize];
+            let inside = element - run.first * map.columns;
+            Some(table.offset + (row * map.columns + inside) * table.float.size() as u64)
+        });
+        found.unwrap_or(self.offset)
     }
 }
 
@@ -217,6 +235,12 @@ pub enum PlanError {
     /// No tensor is left to merge.
     #[error("nothing to merge: no floating-point tensor is selected by --include and --exclude")]
     Nothing,
+    /// Tokens move, and no tensor has rows for them.
+    #[error(
+        "tokens have other numbers in the output than in some model, and no tensor is known as an embedding or \
+         output head; leave `tokenizer` out to merge rows as they are numbered"
+    )]
+    NoTable,
     /// The limit is too small.
     #[error(
         "{} of memory ({source_of_limit}) are not enough: the smallest limit that works is \
@@ -419,9 +443,20 @@ fn out_tensors(recipe: &Recipe, alignment: &Alignment<'_>) -> Vec<OutTensor> {
             (DType::Known(_), Some(wanted)) if !copied => DType::Known(wanted),
             (dtype, _) => dtype.clone(),
         };
-        OutTensor { name: aligned.name.clone(), dtype, shape: aligned.lent.shape.clone() }
+        OutTensor { name: aligned.name.clone(), dtype, shape: shape(aligned) }
     };
     alignment.tensors.iter().map(tensor).collect()
+}
+
+/// The donor's shape, with as many rows as the output has tokens where these have rows.
+fn shape(aligned: &align::Aligned<'_>) -> Box<[u64]> {
+    let mut shape = aligned.lent.shape.clone();
+    if let ([part], [rows, row @ ..]) = (&aligned.parts[..], &mut *shape)
+        && part.sources.iter().any(|source| source.rows.is_some())
+    {
+        *rows = part.elements / row.iter().product::<u64>().max(1);
+    }
+    shape
 }
 
 fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
@@ -509,6 +544,8 @@ fn demand(
     let block = block.saturating_sub(crate::method::BLOCK) as u64;
     let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
     let low_rank = low_rank::Need::new(segments);
+    let maps = segments.iter().flat_map(|s| &s.sources).filter_map(|s| s.rows.as_ref());
+    let runs: usize = maps.map(|map| map.runs.len()).sum();
     let products =
         segments.iter().flat_map(|s| &s.sources).filter(|s| s.low_rank.is_some()).count();
     let read = segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64;
@@ -536,6 +573,7 @@ fn demand(
         catalog_bytes: tensors as u64 * 320
             + segments.len() as u64 * 160
             + products as u64 * 800
+            + runs as u64 * 80
             + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())

@@ -21,6 +21,16 @@ pub enum Problem {
         /// Name of the tensor.
         tensor: String,
     },
+    /// The rows of a tensor cannot follow their tokens.
+    #[error("{tensor} of {expert} cannot follow the tokenizer: {text}")]
+    Token {
+        /// Name of the tensor.
+        tensor: String,
+        /// Display name of the expert.
+        expert: String,
+        /// Why not.
+        text: String,
+    },
     /// Shapes differ.
     #[error("{tensor} is {other:?} in {expert} and {base:?} in the base")]
     Shape {

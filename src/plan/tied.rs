@@ -88,7 +88,7 @@ pub fn share_adapter(catalog: &mut Catalog, candidate: &Candidate) -> Result<(),
         return Ok(());
     };
     if head.adapted.is_some() && product(head) == Some(true) {
-        return Err(CheckpointError::Adapter {
+        return Err(CheckpointError::File {
             path: catalog.adapter.clone().unwrap_or_default(),
             reason: format!(
                 "changes {}, which the model's config ties to {}; merge the adapter into its model with PEFT \

@@ -76,6 +76,17 @@ pub enum OutputDtype {
     F32,
 }
 
+/// Whose tokenizer an output has, and so which token each row of its embeddings belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenizerSource {
+    /// The base's.
+    Base,
+    /// The base's, else the first model's, and the added tokens of the others.
+    Union,
+    /// That of one of the models.
+    Model(PathBuf),
+}
+
 /// What to do about tensors that an expert lacks, or has and the base lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Missing {
@@ -175,6 +186,8 @@ pub struct Recipe {
     pub missing: Missing,
     /// Policy for vocabularies of different size.
     pub vocab: Vocab,
+    /// Whose tokenizer the output has. Without it the donor's, and rows are merged as they are numbered.
+    pub tokenizer: Option<TokenizerSource>,
     /// Policy for values that are not finite.
     pub nonfinite: NonFinite,
     /// Whether harmless deviations of input files are warnings.
@@ -246,6 +259,7 @@ impl Recipe {
             shard_size: SHARD_SIZE,
             missing: Missing::default(),
             vocab: Vocab::default(),
+            tokenizer: None,
             nonfinite: NonFinite::default(),
             lenient: false,
             count_aliases: false,

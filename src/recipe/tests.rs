@@ -233,11 +233,9 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
             SMALL.replace("model: x", "model: o/x@v2"),
             ["line 4", "the revision in o/x@v2", "hf download o/x --revision v2"],
         ),
-        (format!("{SMALL}tokenizer_source: union\n"), ["line 5", "`union`", "source: base`"]),
-        (format!("{SMALL}tokenizer: {{}}\n"), ["line 5", "means `union`", "source: base`"]),
         (
             format!("{SMALL}tokenizer: {{source: base, tokens: {{a: {{source: x}}}}}}\n"),
-            ["line 5", "`tokens`", "source: base`"],
+            ["line 5", "`tokens`", "leave it out"],
         ),
         (
             format!("{SMALL}tokenizer: {{source: base, pad_to_multiple_of: 64}}\n"),
@@ -314,34 +312,29 @@ fn what_has_no_effect_is_told() {
 }
 
 #[test]
-fn a_tokenizer_is_accepted_where_no_row_has_to_move() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).display().to_string();
-    for (model, vocabulary, usage) in [("b", "1", "1"), ("x", "1", "2"), ("y", "2", "1")] {
-        std::fs::create_dir(dir.path().join(model)).unwrap();
-        std::fs::write(dir.path().join(model).join("tokenizer.json"), vocabulary).unwrap();
-        std::fs::write(dir.path().join(model).join("tokenizer_config.json"), usage).unwrap();
+fn a_tokenizer_is_that_of_the_base_of_all_or_of_one_of_the_models() {
+    for (text, source) in [
+        ("tokenizer_source: base", TokenizerSource::Base),
+        ("tokenizer: {source: base}", TokenizerSource::Base),
+        ("tokenizer_source: union", TokenizerSource::Union),
+        ("tokenizer: {}", TokenizerSource::Union),
+        ("tokenizer_source: x", TokenizerSource::Model("x".into())),
+        ("tokenizer: {source: {model: {path: b}}}", TokenizerSource::Model("b".into())),
+    ] {
+        let recipe = parsed(&format!("{SMALL}{text}\n")).unwrap();
+        assert_eq!(recipe.tokenizer, Some(source), "{text}");
+        let written = recipe.to_yaml(|path| path.display().to_string());
+        assert_eq!(parsed(&written).unwrap().tokenizer, recipe.tokenizer, "{written}");
     }
-    std::fs::create_dir(dir.path().join("z")).unwrap();
-    let with = |model: &str, tokenizer: &str| {
-        let text = format!(
-            "merge_method: pcb\nbase_model: {}\nmodels: [{{model: {}}}]\n{tokenizer}\n",
-            path("b"),
-            path(model)
-        );
-        read(&text).map(|(_, warnings)| warnings)
-    };
-    for base in ["tokenizer_source: base", "tokenizer: {source: base}"] {
-        assert_eq!(with("x", base), Ok(vec![]));
-        let warnings = with("y", base).unwrap();
-        assert!(warnings[0].contains("tokenizer.json of") && warnings[0].contains("none is moved"));
-    }
-    let source = |model: &str| format!("tokenizer_source: {}", path(model));
-    assert_eq!(with("x", &source("b")), Ok(vec![]));
-    let warnings = with("x", &source("x")).unwrap();
-    assert!(warnings[0].contains("tokenizer_config.json of"), "{warnings:?}");
-    refused(with("x", &source("y")), &["line 4", "whose tokenizer.json is not the donor's"]);
-    refused(with("x", &source("z")), &["line 4", "has no file with tokens"]);
+    let named = SMALL.replace("model: x", "model: base");
+    let recipe = parsed(&format!("{named}tokenizer_source: {{model: base}}\n")).unwrap();
+    let written = recipe.to_yaml(|path| path.display().to_string());
+    assert_eq!(parsed(&written).unwrap().tokenizer, Some(TokenizerSource::Model("base".into())));
+    assert_eq!(parsed(SMALL).unwrap().tokenizer, None);
+    refused(
+        parsed(&format!("{SMALL}tokenizer_source: q\n")),
+        &["line 5", "q is none of the models"],
+    );
     let none = mergekits("merge_method: karcher\nmodels: [{model: x}]\ntokenizer_source: base\n");
     refused(none, &["line 3", "needs a `base_model`"]);
 }

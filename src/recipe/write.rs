@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{OutputDtype, Parameters, Recipe, Setting, Words};
+use super::{OutputDtype, Parameters, Recipe, Setting, TokenizerSource, Words};
 use crate::method::Value;
 use crate::quote::quoted;
 
@@ -63,6 +63,15 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     key("shard_size", recipe.shard_size.to_string());
     key("missing", recipe.missing.word().to_owned());
     key("vocab", recipe.vocab.word().to_owned());
+    match &recipe.tokenizer {
+        None => {}
+        Some(TokenizerSource::Base) => key("tokenizer_source", "base".to_owned()),
+        Some(TokenizerSource::Union) => key("tokenizer_source", "union".to_owned()),
+        Some(TokenizerSource::Model(path)) => {
+            // By itself, a directory `base` would mean the base.
+            key("tokenizer_source", format!("{{model: {}}}", model(path)));
+        }
+    }
     key("nonfinite", recipe.nonfinite.word().to_owned());
     for (name, on) in [
         ("lenient", recipe.lenient),

@@ -22,3 +22,4 @@ mod recipes;
 mod reference;
 mod resume;
 mod slices;
+mod tokenizer;

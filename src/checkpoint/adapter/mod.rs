@@ -143,7 +143,7 @@ impl Adapter {
         }
         let (config_file, config) = config_file(&config_path, options)?;
         let (file, tensors, file_warnings) = catalog::read_shard(&weights, WEIGHTS, 0, options)?;
-        let wrong = |reason: String| CheckpointError::Adapter { path: weights.clone(), reason };
+        let wrong = |reason: String| CheckpointError::File { path: weights.clone(), reason };
         let mut warnings = file_warnings;
         warnings.extend(
             config.warnings.iter().map(|text| format!("{}: {text}", config_path.display())),
@@ -174,7 +174,7 @@ impl Adapter {
 }
 
 fn config_file(path: &Path, options: OpenOptions) -> Result<(ShardFile, Config), CheckpointError> {
-    let wrong = |reason: String| CheckpointError::Adapter { path: path.to_owned(), reason };
+    let wrong = |reason: String| CheckpointError::File { path: path.to_owned(), reason };
     let (file, meta) = catalog::open_regular(path)?;
     if meta.len() > MAX_CONFIG {
         return Err(wrong(format!("has {} bytes, too many for a configuration", meta.len())));
@@ -267,10 +267,10 @@ impl Catalog {
     /// Takes in an adapter: its files follow those of the model, and tensors say what it does to them.
     ///
     /// # Errors
-    /// [`CheckpointError::Adapter`] if any of its tensors has no tensor of the model to belong to.
+    /// [`CheckpointError::File`] if any of its tensors has no tensor of the model to belong to.
     pub fn adapt(&mut self, adapter: &Adapter) -> Result<(), CheckpointError> {
         let path = &adapter.files[0].path;
-        let wrong = |reason: String| CheckpointError::Adapter { path: path.clone(), reason };
+        let wrong = |reason: String| CheckpointError::File { path: path.clone(), reason };
         let first = self.files.len() as u32;
         for (name, tensor) in &adapter.whole {
             let at = self.place(adapter, name, &tensor.name).map_err(wrong)?;

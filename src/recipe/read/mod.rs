@@ -4,7 +4,6 @@
 
 mod inputs;
 mod tokenizer;
-mod vocabulary;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -139,8 +138,7 @@ impl Reader<'_> {
         };
         self.own_keys(&mut recipe, document)?;
         if let Some(tokenizer) = &document.tokenizer {
-            let warnings = self.tokenizer(&recipe, tokenizer)?;
-            self.warnings.extend(warnings);
+            recipe.tokenizer = Some(self.tokenizer(&recipe, tokenizer)?);
         }
         if document.name.is_some() {
             let text = "`name` has no effect in a file with one merge";

@@ -1,0 +1,64 @@
+//! Tokenizers as far as a merge needs them: which token belongs to which row of an embedding.
+
+#[cfg(test)]
+mod tests;
+mod union;
+mod vocabulary;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::catalog::{self, CheckpointError};
+
+pub use union::{config_with_tokens, list_with_tokens, with_tokens};
+pub use vocabulary::{Added, Vocabulary};
+
+/// Name of the file that is read.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// No tokenizer is larger.
+const MAX_BYTES: u64 = 512 << 20;
+/// Files about tokens, which belong together.
+const FILES: [&str; 13] = [
+    TOKENIZER,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Whether a side file is a part of the tokenizer.
+pub fn is_tokenizer_file(name: &str) -> bool {
+    FILES.contains(&name)
+}
+
+/// Whether a directory has any file about tokens.
+pub fn has_tokenizer(root: &Path) -> bool {
+    FILES.iter().take(11).any(|name| root.join(name).exists())
+}
+
+/// The tokens of a checkpoint's directory; `None` if it has no `tokenizer.json`.
+///
+/// # Errors
+/// If the file cannot be read, or is malformed.
+pub fn vocabulary(root: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
+    let path = root.join(TOKENIZER);
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let (file, meta) = catalog::open_regular(&path)?;
+    let wrong = |reason: String| CheckpointError::File { path: path.clone(), reason };
+    if meta.len() > MAX_BYTES {
+        return Err(wrong(format!("has {} bytes, too many for a tokenizer", meta.len())));
+    }
+    let mut bytes = vec![0; meta.len() as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(|e| catalog::io_error(&path, e))?;
+    Vocabulary::parse(&bytes).map(Some).map_err(wrong)
+}
