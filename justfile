@@ -25,6 +25,10 @@ bench:
 bench-e2e:
     benches/e2e/run.sh
 
+# How the time of a merge grows with parameters, experts and threads.
+bench-scaling:
+    benches/e2e/scaling.sh
+
 # Python safetensors and transformers open the output.
 interop:
     tests/interop/run.sh
