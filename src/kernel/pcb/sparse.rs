@@ -89,6 +89,41 @@ fn mark(
     }
 }
 
+/// The elements of group `at` (rows of task vectors, then the base) in which an expert may have weight.
+//
+// Functions, not closures: a closure that the compiler does not inline is compiled without the CPU's features.
+#[inline(always)]
+fn wanted(lanes: Lanes, rows: &[&[f32]], at: usize, ceilings: &[Ceiling], cuts: &[Cut]) -> Mask {
+    let taus = &rows[..rows.len() - 1];
+    let mut sum = [0.0; GROUP];
+    for tau in taus {
+        for (sum, tau) in sum.iter_mut().zip(&tau.as_chunks::<GROUP>().0[at]) {
+            *sum += tau;
+        }
+    }
+    let mut flags = [0; GROUP];
+    for ((tau, ceiling), cut) in taus.iter().zip(ceilings).zip(cuts) {
+        if cut.active {
+            mark(ceiling, cut.threshold, &tau.as_chunks().0[at], &sum, &mut flags);
+        }
+    }
+    mask(lanes, &flags)
+}
+
+/// The elements of a group of one expert whose scores may be above a limit.
+#[inline(always)]
+fn above(
+    lanes: Lanes,
+    ceiling: &Ceiling,
+    limit: f32,
+    tau: &[f32; GROUP],
+    sum: &[f32; GROUP],
+) -> Mask {
+    let mut flags = [0; GROUP];
+    mark(ceiling, limit, tau, sum, &mut flags);
+    mask(lanes, &flags)
+}
+
 /// Writes those elements of a group that a mask wants, even if there are none: a branch that cannot be foretold
 /// costs more.
 #[inline(always)]
@@ -135,26 +170,11 @@ impl Left {
         cuts: &[Cut],
     ) {
         self.begin(rows.len() + 1);
-        let mark = |rows: &[&[f32]], at: usize| {
-            let group = |row: &[f32]| row.as_chunks::<GROUP>().0[at];
-            let taus = &rows[..rows.len() - 1];
-            let mut sum = [0.0; GROUP];
-            for tau in taus {
-                sum.iter_mut().zip(group(tau)).for_each(|(sum, tau)| *sum += tau);
-            }
-            let mut flags = [0; GROUP];
-            for ((tau, ceiling), cut) in taus.iter().zip(ceilings).zip(cuts) {
-                if cut.active {
-                    mark(ceiling, cut.threshold, &group(tau), &sum, &mut flags);
-                }
-            }
-            mask(lanes, &flags)
-        };
         let (whole, rest) = (rows[0].len() / GROUP, rows[0].len() % GROUP);
         // Kept out of `self`, and so in registers.
         let (values, mut count) = (&mut self.values[..], 0);
         for at in 0..whole {
-            let mask = mark(rows, at);
+            let mask = wanted(lanes, rows, at, ceilings, cuts);
             for (i, row) in rows.iter().enumerate() {
                 keep(lanes, mask, &row.as_chunks().0[at], &mut values[i * STRIDE + count..]);
             }
@@ -165,7 +185,7 @@ impl Left {
             let groups: Vec<_> = rows.iter().map(|row| padded(&row[whole * GROUP..])).collect();
             let mut padded: [&[f32]; MOST + 1] = [&[]; MOST + 1];
             padded.iter_mut().zip(&groups).for_each(|(row, group)| *row = group);
-            let mask = mark(&padded[..rows.len()], 0) & within(rest);
+            let mask = wanted(lanes, &padded[..rows.len()], 0, ceilings, cuts) & within(rest);
             for (i, group) in groups.iter().enumerate() {
                 keep(lanes, mask, group, &mut values[i * STRIDE + count..]);
             }
@@ -188,20 +208,19 @@ impl Left {
         self.begin(2);
         let (taus, sums) = self.values.split_at_mut(STRIDE);
         let mut count = 0;
-        let mut step = |tau: &[f32; GROUP], sum: &[f32; GROUP], valid: Mask| {
-            let mut flags = [0; GROUP];
-            mark(ceiling, limit, tau, sum, &mut flags);
-            let mask = mask(lanes, &flags) & valid;
+        let ((tau, tau_rest), (sum, sum_rest)) = (tau.as_chunks(), sum.as_chunks());
+        for (tau, sum) in tau.iter().zip(sum) {
+            let mask = above(lanes, ceiling, limit, tau, sum);
             keep(lanes, mask, tau, &mut taus[count..]);
             keep(lanes, mask, sum, &mut sums[count..]);
             count += mask.count_ones() as usize;
-        };
-        let ((tau, tau_rest), (sum, sum_rest)) = (tau.as_chunks(), sum.as_chunks());
-        for (tau, sum) in tau.iter().zip(sum) {
-            step(tau, sum, Mask::MAX);
         }
         if !tau_rest.is_empty() {
-            step(&padded(tau_rest), &padded(sum_rest), within(tau_rest.len()));
+            let (tau, sum) = (padded(tau_rest), padded(sum_rest));
+            let mask = above(lanes, ceiling, limit, &tau, &sum) & within(tau_rest.len());
+            keep(lanes, mask, &tau, &mut taus[count..]);
+            keep(lanes, mask, &sum, &mut sums[count..]);
+            count += mask.count_ones() as usize;
         }
         self.count = count;
     }
