@@ -99,6 +99,14 @@ pub enum Error {
         /// Number of findings.
         findings: usize,
     },
+    /// No evaluation of a search gave a score.
+    #[error("none of {trials} evaluations gave a score; the last one {last}")]
+    NoScore {
+        /// How many there were.
+        trials: usize,
+        /// How the last one ended.
+        last: String,
+    },
     /// Another process works on the same output.
     #[error("another reflow is writing {} ({holder}); wait for it or stop it", path.display())]
     Locked {
@@ -158,6 +166,7 @@ impl Error {
             Error::NoSpace { .. } => 6,
             Error::Io { source, .. } => io_code(source),
             Error::Damaged { .. } | Error::Unsound { .. } => 8,
+            Error::NoScore { .. } => 1,
             Error::OtherPlan { .. } => 10,
             Error::Locked { .. } => 11,
             Error::Interrupted { terminated, .. } | Error::Stopped { terminated } => {

@@ -46,6 +46,7 @@ pub mod plan;
 pub mod progress;
 pub(crate) mod quote;
 pub mod recipe;
+pub mod search;
 pub mod stats;
 #[cfg(test)]
 mod testing;

@@ -9,6 +9,7 @@ use crate::method::Strategy;
 use crate::recipe::{
     Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words, WriteRequest,
 };
+use crate::search::Axis;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -40,6 +41,8 @@ pub(super) enum Command {
     Merge(Box<Merge>),
     /// Make an output with other lambdas from what a merge has kept
     Recombine(Box<Recombine>),
+    /// Search for the lambdas, or other settings, whose merge scores best
+    Search(Box<Search>),
     /// Show what a merge would do, without reading tensor data
     Plan(Box<Plan>),
     /// Show what a checkpoint holds
@@ -141,6 +144,44 @@ pub(super) struct Recombine {
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: PathBuf,
     /// Print the report as JSON to standard output
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
+/// A search for the settings whose merge scores best.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Search {
+    /// The merge, as a recipe file
+    #[arg(value_name = "RECIPE.yml")]
+    pub(super) file: PathBuf,
+    /// Score a candidate with this shell command, in which {model} stands for its directory; its last line of output is
+    /// the score, higher is better
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) evaluate: String,
+    /// Candidates to try, at most
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(super) budget: usize,
+    /// Try all combinations of these values instead, for example keep=0.05,0.1 scope=model,tensor lambda=1,1.4
+    #[arg(long, value_name = "NAME=VALUES", num_args = 1.., value_parser = Axis::parse, conflicts_with_all = ["bounds", "init", "seed"])]
+    pub(super) grid: Vec<Axis>,
+    /// Bounds of lambda: vision (0.8..1.3) and nlp (0.5..3.0), as PCB's authors search, or LOW..HIGH
+    #[arg(long, value_name = "BOUNDS", default_value = "vision", value_parser = super::search::bounds, allow_hyphen_values = true)]
+    pub(super) bounds: (f64, f64),
+    /// Lambdas to begin with, one or one for each expert, separated by commas [default: 1, or the nearest within bounds]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', allow_negative_numbers = true)]
+    pub(super) init: Vec<f64>,
+    /// Another seed, another course of the search
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Stop an evaluation after this time, for example 90s, 30m or 2h, and count it as failed
+    #[arg(long, value_name = "TIME", value_parser = super::search::duration)]
+    pub(super) timeout: Option<std::time::Duration>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    /// Directory of the search: search.json, trials.svg and the best merge in best/; the same command goes on
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) out: PathBuf,
+    /// Print what was found as JSON to standard output
     #[arg(long, help_heading = "Messages")]
     pub(super) json: bool,
 }

@@ -19,6 +19,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match &args.command {
         Command::Merge(merge) => run_merge(merge, args, &*display),
         Command::Recombine(args_of) => run_recombine(args_of, args, &*display),
+        Command::Search(search) => super::search::run(search, &*display),
         Command::Plan(plan) => run_plan(plan, &*display),
         Command::Inspect(inspect) => run_inspect(inspect, &*display),
         Command::Methods(args) => output::data(&methods::list(args.json)),
@@ -45,7 +46,7 @@ fn run_recombine(args: &Recombine, all: &Args, display: &dyn Display) -> Outcome
     make(&job, &args.out, args.json, None, all, &signals, display)
 }
 
-fn prepare_signals() -> Result<Signals, Error> {
+pub(super) fn prepare_signals() -> Result<Signals, Error> {
     let here = std::path::Path::new("signals");
     let signals = Signals::install().at("handle", here)?;
     source::install_sigbus_handler().at("handle", here)?;

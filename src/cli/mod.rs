@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod progress;
 mod report;
+mod search;
 mod signals;
 mod upkeep;
 

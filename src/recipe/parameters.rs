@@ -30,6 +30,11 @@ impl Parameters {
         self.0.push((name.to_owned(), setting));
     }
 
+    /// Forgets a parameter.
+    pub fn remove(&mut self, name: &str) {
+        self.0.retain(|(n, _)| n != name);
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
         self.0.iter().map(|(name, setting)| (name.as_str(), setting))

@@ -21,5 +21,6 @@ mod properties;
 mod recipes;
 mod reference;
 mod resume;
+mod search;
 mod slices;
 mod tokenizer;

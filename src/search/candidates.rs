@@ -1,0 +1,224 @@
+//! Makes candidates: recombined where only lambdas differ, else merged. One at a time is on the disk.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Point, Request, grid, remove};
+use crate::error::{Error, IoContext};
+use crate::job::{self, Components, Job, Status, Ties};
+use crate::progress::{Event, Progress, Silent};
+use crate::recipe::{Recipe, Setting, Settings};
+
+const LAMBDA: &str = "lambda";
+/// How directories of components begin; the rest tells of which settings they are.
+const KEPT: &str = "components-";
+
+/// Makes the candidates of a search in its work directory.
+pub(super) struct Candidates<'a> {
+    request: &'a Request,
+    work: PathBuf,
+    /// Warnings that were told already.
+    told: Mutex<HashSet<String>>,
+}
+
+impl<'a> Candidates<'a> {
+    pub(super) fn new(request: &'a Request, work: &Path) -> Self {
+        Self { request, work: work.to_owned(), told: Mutex::default() }
+    }
+
+    /// Makes a candidate in place of the one before.
+    ///
+    /// # Errors
+    /// Those of the merge.
+    pub(super) fn make(
+        &self,
+        point: &Point,
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<PathBuf, Error> {
+        let out = self.work.join("candidate");
+        remove(&out)?;
+        self.build(point, &out, true, progress, stop)?;
+        Ok(out)
+    }
+
+    /// Makes the best candidate once more, as an output of its own.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`] if something lies there that is no output of reflow's; those of the merge.
+    pub(super) fn publish(
+        &self,
+        point: &Point,
+        out: &Path,
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<(), Error> {
+        if out.exists() {
+            if !matches!(job::status(out)?, Status::Finished { .. }) {
+                return Err(Error::OutputExists { path: out.to_owned() });
+            }
+            // The best of a smaller budget.
+            remove(out)?;
+        }
+        self.build(point, out, false, progress, stop)
+    }
+
+    /// Removes candidates and components.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        remove(&self.work.join("candidate"))?;
+        remove(&self.work.join("candidate.partial"))?;
+        self.keep_only(None)
+    }
+
+    /// Names of the experts, as they were given.
+    pub(super) fn experts(&self) -> Vec<String> {
+        let models = self.request.recipe.models.iter();
+        models.map(|model| crate::checkpoint::display_name(&model.path)).collect()
+    }
+
+    fn build(
+        &self,
+        point: &Point,
+        out: &Path,
+        keep: bool,
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<(), Error> {
+        let told = Inner { progress, told: &self.told };
+        let recipe = self.recipe(point)?;
+        let split = self.splits() && !point.lambdas.is_empty();
+        let kept = self.work.join(format!("{KEPT}{}", key(point)));
+        let base = recipe
+            .base
+            .clone()
+            .filter(|_| split && Components::load(&kept).is_ok_and(|c| c.is_some()));
+        if let Some(base) = base {
+            // The merge that made them may have been stopped just before its own end.
+            let _bytes = job::clean(out)?;
+            let lambdas = self.lambdas(point);
+            let settings = self.settings(None, !keep);
+            let job = Job::recombine(&kept, &base, &lambdas, settings, &Silent)?;
+            return self.run(&job, out, &Silent, stop);
+        }
+        if split && keep {
+            self.keep_only(Some(&kept))?;
+        }
+        let components = (split && keep).then_some(kept);
+        let plan = || {
+            let settings = self.settings(components.clone(), !keep);
+            Job::plan(recipe.clone(), settings, Ties::Compare(stop), &told)
+        };
+        match self.run(&plan()?, out, &told, stop) {
+            // Of another candidate, before a search was stopped.
+            Err(Error::OtherPlan { .. }) => {
+                let _bytes = job::clean(out)?;
+                self.run(&plan()?, out, &told, stop)
+            }
+            done => done,
+        }
+    }
+
+    fn run(
+        &self,
+        job: &Job,
+        out: &Path,
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<(), Error> {
+        job.merge(out, progress, stop).map(drop).map_err(|error| match error {
+            Error::Interrupted { terminated, .. } => {
+                Error::Interrupted { staging: self.work.clone(), terminated }
+            }
+            error => error,
+        })
+    }
+
+    /// Whether lambdas alone make no other merge necessary.
+    fn splits(&self) -> bool {
+        self.request.recipe.method.name == "pcb"
+    }
+
+    /// The lambda of each expert.
+    fn lambdas(&self, point: &Point) -> Vec<f64> {
+        match point.lambdas[..] {
+            [lambda] => vec![lambda; self.request.recipe.models.len()],
+            _ => point.lambdas.clone(),
+        }
+    }
+
+    /// The recipe of a candidate.
+    fn recipe(&self, point: &Point) -> Result<Recipe, Error> {
+        let mut recipe = self.request.recipe.clone();
+        for (name, value) in &point.settings {
+            grid::apply(&mut recipe, name, value)?;
+        }
+        if point.lambdas.is_empty() {
+            return Ok(recipe);
+        }
+        if !self.splits() {
+            grid::apply(&mut recipe, LAMBDA, &point.lambdas[0].to_string())?;
+            return Ok(recipe);
+        }
+        // As a recombination has it.
+        recipe.parameters.remove(LAMBDA);
+        for (model, lambda) in recipe.models.iter_mut().zip(self.lambdas(point)) {
+            model.parameters.set(LAMBDA, Setting::number(lambda));
+        }
+        Ok(recipe)
+    }
+
+    fn settings(&self, components: Option<PathBuf>, last: bool) -> Settings {
+        let settings = self.request.settings.clone();
+        let verify = settings.verify && last;
+        Settings { components, verify, restart: false, command: None, ..settings }
+    }
+
+    /// Removes all components but these.
+    fn keep_only(&self, kept: Option<&Path>) -> Result<(), Error> {
+        for entry in std::fs::read_dir(&self.work).at("list", &self.work)? {
+            let path = entry.at("list", &self.work)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(KEPT) && Some(path.as_path()) != kept {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells settings apart.
+fn key(point: &Point) -> String {
+    let text: Vec<String> =
+        point.settings.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    blake3::hash(text.concat().as_bytes()).to_hex()[..12].to_owned()
+}
+
+/// What is told of the merges of a search: how far they are, and each warning once.
+struct Inner<'a> {
+    progress: &'a dyn Progress,
+    told: &'a Mutex<HashSet<String>>,
+}
+
+impl Progress for Inner<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Warning { text } => {
+                let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+                if told.insert((*text).to_owned()) {
+                    self.progress.event(event);
+                }
+            }
+            Event::Notice { .. } => {}
+            _ => self.progress.event(event),
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+    }
+}
