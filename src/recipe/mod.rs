@@ -42,7 +42,7 @@ pub use suggest::suggestion;
 /// A model that is merged, with its own parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    /// Its checkpoint, perhaps with an adapter: see [`reference`].
+    /// Its checkpoint, perhaps with an adapter: see [`mod@reference`].
     pub path: PathBuf,
     /// What it sets itself.
     pub parameters: Parameters,
