@@ -223,6 +223,9 @@ pub(super) struct RecipeArgs {
     /// Take the recipe from this YAML file, in mergekit's schema, instead of flags
     #[arg(value_name = "RECIPE.yml", conflicts_with = "from_flags")]
     pub(super) file: Option<PathBuf>,
+    /// Where a recipe with several merges has the models that others of its merges use [default: OUT.stages]
+    #[arg(short = 'I', long, value_name = "DIR", conflicts_with = "from_flags")]
+    pub(super) intermediate_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(super) flags: RecipeFlags,
 }

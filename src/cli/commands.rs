@@ -1,5 +1,7 @@
 //! One function per command.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 
 use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan, Recombine};
@@ -9,9 +11,9 @@ use super::{Outcome, convert, inspect, methods, output, plan, report, upkeep};
 use crate::checkpoint::{Adapter, Catalog, OpenOptions, is_adapter};
 use crate::engine::source;
 use crate::error::{Error, IoContext};
-use crate::job::{Components, Job, Ties};
+use crate::job::{Components, Job, Ties, check_free, lineage};
 use crate::progress::Event;
-use crate::recipe::Settings;
+use crate::recipe::{RecipeError, Settings, Stage};
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> Outcome {
@@ -31,34 +33,91 @@ pub(super) fn run(args: &Args) -> Outcome {
 
 fn run_merge(args: &Merge, all: &Args, display: &dyn Display) -> Outcome {
     let signals = prepare_signals()?;
-    let (recipe, warnings) = convert::recipe(&args.recipe)?;
-    warn(display, warnings.iter().map(String::as_str));
-    let keep = recipe.kept();
-    let settings = Settings { components: args.components.clone(), ..convert::settings(&args.run) };
+    let stages = convert::stages(&args.recipe, &args.out)?;
+    if let [stage] = &stages[..] {
+        return run_stage(args, all, stage, &args.out, &signals, display);
+    }
+    let dir = convert::stage_dir(&args.recipe, &args.out);
+    if dir.components().as_path().starts_with(args.out.components().as_path()) {
+        let reason =
+            "it lies in the output, or is it; the models in it are inputs of the output".to_owned();
+        let key = "--intermediate-dir".to_owned();
+        return Err(RecipeError::Value { key, reason }.into());
+    }
+    check_free(&args.out)?;
+    std::fs::create_dir_all(&dir).at("create", &dir)?;
+    let count = stages.len();
+    for number in 0..count {
+        // With all that stages before it have made.
+        let stages = convert::stages(&args.recipe, &args.out)?;
+        let Some(stage) = stages.get(number) else { break };
+        let out = stage.name.as_ref().map_or_else(|| args.out.clone(), |name| dir.join(name));
+        let text = format!("merge {} of {count}: {}", number + 1, out.display());
+        display.event(&Event::Notice { text: &text });
+        let inputs: Vec<PathBuf> = stage.needs.iter().map(|name| dir.join(name)).collect();
+        let inputs = lineage::of(&inputs)?;
+        let noted = lineage::is_noted(&out, &inputs)?;
+        if stage.name.is_some() && !noted && out.exists() {
+            return Err(Error::OutputExists { path: out });
+        }
+        if stage.name.is_some() && !noted {
+            lineage::note(&out, &inputs)?;
+        }
+        // A bar that has ended does not begin again.
+        run_stage(args, all, stage, &out, &signals, &*progress::display(&all.log))?;
+    }
+    Ok(())
+}
+
+/// Runs one merge; one that others need is not made again if it is there.
+fn run_stage(
+    args: &Merge,
+    all: &Args,
+    stage: &Stage,
+    out: &Path,
+    signals: &Signals,
+    display: &dyn Display,
+) -> Outcome {
+    warn(display, stage.warnings.iter().map(String::as_str));
+    let (recipe, keep) = (stage.recipe.clone(), stage.recipe.kept());
+    let last = stage.name.is_none();
+    let components = args.components.clone().filter(|_| last);
+    let settings = Settings { components, ..convert::settings(&args.run) };
     let job = Job::plan(recipe, settings, Ties::Compare(&signals.cancel), display)?;
-    make(&job, &args.out, args.json, keep, all, &signals, display)
+    let tell = Tell { json: args.json, output: last, keep };
+    make(&job, out, &tell, all, signals, display)
 }
 
 fn run_recombine(args: &Recombine, all: &Args, display: &dyn Display) -> Outcome {
     let signals = prepare_signals()?;
     let settings = convert::settings(&args.run);
     let job = Job::recombine(&args.components, &args.base, &args.lambda, settings, display)?;
-    make(&job, &args.out, args.json, None, all, &signals, display)
+    let tell = Tell { json: args.json, output: true, keep: None };
+    make(&job, &args.out, &tell, all, &signals, display)
 }
 
 pub(super) fn prepare_signals() -> Result<Signals, Error> {
-    let here = std::path::Path::new("signals");
+    let here = Path::new("signals");
     let signals = Signals::install().at("handle", here)?;
     source::install_sigbus_handler().at("handle", here)?;
     Ok(signals)
 }
 
+/// How a merge is told about.
+struct Tell {
+    /// With the report as JSON on standard output.
+    json: bool,
+    /// Whether it makes what was asked for, and not what that is made from.
+    output: bool,
+    /// The fraction that is asked to be kept.
+    keep: Option<f64>,
+}
+
 /// Makes what is planned, and tells about it.
 fn make(
     job: &Job,
-    out: &std::path::Path,
-    as_json: bool,
-    keep: Option<f64>,
+    out: &Path,
+    tell: &Tell,
     all: &Args,
     signals: &Signals,
     display: &dyn Display,
@@ -68,20 +127,28 @@ fn make(
     warn(display, summary.ties.iter().map(String::as_str));
     detail(display, &plan::render(&summary, &job.io_text()));
     signals.begin();
+    if !tell.output && job.is_made(out, &signals.cancel) {
+        display.event(&Event::Notice { text: "it is made already" });
+        return Ok(());
+    }
     let report = job.merge(out, display, &signals.cancel);
     display.finish();
     let report = report.map_err(|error| signals.name(error))?;
     let labels = &summary.experts;
     warn(display, report::warnings(&report, labels).iter().map(String::as_str));
     if !all.log.quiet && all.log.format == LogFormat::Text && !report.passes.is_empty() {
-        output::message(report::render(&report, labels, keep).trim_end());
+        output::message(report::render(&report, labels, tell.keep).trim_end());
     }
     if all.log.format == LogFormat::Json {
         let mut line = report::json(&report, labels);
         line["message_type"] = json!("summary");
         output::message(&line.to_string());
     }
-    if as_json {
+    if !tell.output {
+        // Standard output is about what was asked for.
+        return Ok(());
+    }
+    if tell.json {
         output::data(&format!("{:#}\n", report::json(&report, labels)))
     } else {
         output::data(&format!("{}\n", out.display()))
@@ -89,21 +156,60 @@ fn make(
 }
 
 fn run_plan(args: &Plan, display: &dyn Display) -> Outcome {
-    let (recipe, warnings) = convert::recipe(&args.recipe)?;
-    warn(display, warnings.iter().map(String::as_str));
-    let job = Job::plan(recipe, convert::settings(&args.run), Ties::Assume, display)?;
+    let out = args.out.as_deref().unwrap_or(Path::new("out"));
+    let stages = convert::stages(&args.recipe, out)?;
+    if let [stage] = &stages[..] {
+        let (text, json) = plan_stage(args, stage, args.out.as_deref(), display)?;
+        return output::data(&if args.json { format!("{json:#}\n") } else { text });
+    }
+    let dir = convert::stage_dir(&args.recipe, out);
+    let (mut texts, mut all) = (Vec::new(), Vec::new());
+    for stage in &stages {
+        let place = stage.name.as_ref().map(|name| dir.join(name));
+        let title = place.as_deref().or(args.out.as_deref()).unwrap_or(Path::new("the output"));
+        let title = title.display();
+        let lacking: Vec<&String> =
+            stage.needs.iter().filter(|name| !dir.join(name).exists()).collect();
+        if !lacking.is_empty() {
+            let names: Vec<&str> = lacking.iter().map(|name| name.as_str()).collect();
+            texts.push(format!("{title}: planned when {} is made\n", names.join(", ")));
+            all.push(json!({ "name": stage.name, "waits_for": names }));
+            continue;
+        }
+        // Where a stage's output will be is made when the merge begins.
+        let out = args.out.as_deref().filter(|_| stage.name.is_none());
+        let (text, mut json) = plan_stage(args, stage, out, display)?;
+        texts.push(format!("{title}:\n{text}"));
+        json["name"] = json!(stage.name);
+        all.push(json);
+    }
+    output::data(&if args.json {
+        format!("{:#}\n", json!({ "stages": all }))
+    } else {
+        texts.join("\n")
+    })
+}
+
+/// The plan of one merge, as text and as JSON. `out` is where it will be, if that is known.
+fn plan_stage(
+    args: &Plan,
+    stage: &Stage,
+    out: Option<&Path>,
+    display: &dyn Display,
+) -> Result<(String, serde_json::Value), Error> {
+    warn(display, stage.warnings.iter().map(String::as_str));
+    let settings = convert::settings(&args.run);
+    let job = Job::plan(stage.recipe.clone(), settings, Ties::Assume, display)?;
     let summary = job.summary();
-    let space = args.out.as_ref().map(|out| job.preflight(out)).transpose()?;
-    if args.json {
-        let json = json!({ "plan": summary, "io": job.io_text(), "space": space });
-        return output::data(&format!("{json:#}\n"));
+    let space = out.map(|out| job.preflight(out)).transpose()?;
+    if !args.json {
+        warn(display, summary.warnings.iter().map(String::as_str));
     }
-    warn(display, summary.warnings.iter().map(String::as_str));
     let mut text = plan::render(&summary, &job.io_text());
-    if let Some(space) = space {
-        text.push_str(&plan::render_space(&space));
+    if let Some(space) = &space {
+        text.push_str(&plan::render_space(space));
     }
-    output::data(&text)
+    Ok((text, json!({ "plan": summary, "io": job.io_text(), "space": space })))
 }
 
 fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {

@@ -8,15 +8,30 @@ use super::args::{RecipeArgs, RecipeFlags, RunArgs};
 use crate::method::Value;
 use crate::method::registry::BaseUse;
 use crate::recipe::{
-    Coefficients, Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, locate,
-    mergekit, reference,
+    Coefficients, Model, Parameters, Recipe, RecipeError, SHARD_SIZE, Setting, Settings, Stage,
+    locate, mergekit, reference,
 };
 
-/// The recipe that file or flags describe, with what looks suspicious in the file.
-pub(super) fn recipe(args: &RecipeArgs) -> Result<(Recipe, Vec<String>), RecipeError> {
+/// The merges that file or flags describe, the one that makes the output last. `out` is where that will be.
+pub(super) fn stages(args: &RecipeArgs, out: &Path) -> Result<Vec<Stage>, RecipeError> {
     if let Some(file) = &args.file {
-        return Recipe::from_file(file);
+        return Recipe::stages(file, &stage_dir(args, out));
     }
+    let (recipe, warnings) = (from_flags(args)?, Vec::new());
+    Ok(vec![Stage { name: None, recipe, warnings, needs: Vec::new() }])
+}
+
+/// Where outputs lie that only other merges of the same recipe use.
+pub(super) fn stage_dir(args: &RecipeArgs, out: &Path) -> PathBuf {
+    args.intermediate_dir.clone().unwrap_or_else(|| {
+        let mut name = out.components().as_path().as_os_str().to_owned();
+        name.push(".stages");
+        PathBuf::from(name)
+    })
+}
+
+/// The recipe that flags describe.
+fn from_flags(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
     let flags = &args.flags;
     let name = flags.method.as_deref().unwrap_or("pcb");
     let method = Recipe::method(name, flags.dialect.as_deref()).map_err(flag)?;
@@ -48,7 +63,7 @@ pub(super) fn recipe(args: &RecipeArgs) -> Result<(Recipe, Vec<String>), RecipeE
     recipe.lenient = flags.lenient;
     recipe.count_aliases = flags.count_aliases;
     recipe.copy_code = flags.copy_code;
-    Ok((recipe, Vec::new()))
+    Ok(recipe)
 }
 
 /// How the merge is run.

@@ -22,7 +22,7 @@ pub fn flags(lines: &[u8]) {
         return;
     }
     // Errors name what was typed, as it was typed.
-    if let Ok((recipe, _)) = convert::recipe(&merge.recipe) {
-        lossless(&recipe);
+    for stage in convert::stages(&merge.recipe, &merge.out).into_iter().flatten() {
+        lossless(&stage.recipe);
     }
 }

@@ -29,6 +29,7 @@ mod flips;
 pub(crate) mod fuzzing;
 mod inputs;
 mod journal;
+pub mod lineage;
 #[cfg(test)]
 mod machine;
 mod manifest;
@@ -274,13 +275,7 @@ impl Job {
         cancel: &AtomicBool,
     ) -> Result<Report, Error> {
         let out = without_slash(out);
-        let is_ours = || {
-            let manifest = Manifest::load(out).ok().flatten();
-            manifest.is_some_and(|manifest| manifest.plan == self.fingerprint())
-                && verify::finished(out, Depth::Quick, &Silent, cancel)
-                    .is_ok_and(|report| report.findings.is_empty())
-        };
-        if staging::was_published(&*self.storage, out, is_ours)? {
+        if staging::was_published(&*self.storage, out, || self.is_made(out, cancel))? {
             progress.event(&Event::Notice { text: "the output was complete already" });
             return Ok(Report::default());
         }
@@ -306,6 +301,15 @@ impl Job {
             }
             error => error,
         })
+    }
+
+    /// Whether `out` holds what this merge makes: by its manifest, names, sizes and headers.
+    pub fn is_made(&self, out: &Path, cancel: &AtomicBool) -> bool {
+        let out = without_slash(out);
+        let manifest = Manifest::load(out).ok().flatten();
+        manifest.is_some_and(|manifest| manifest.plan == self.fingerprint())
+            && verify::finished(out, Depth::Quick, &Silent, cancel)
+                .is_ok_and(|report| report.findings.is_empty())
     }
 
     fn input_files(&self) -> Vec<source::InputFile> {
@@ -424,6 +428,16 @@ fn files_read<'a>(
 ) -> impl Iterator<Item = &'a ShardFile> {
     let files = if instead.is_some() { &inputs.donor().files } else { inputs.files() };
     files.iter().chain(instead)
+}
+
+/// Checks that an output can be made at `out`, as far as what is there says.
+///
+/// # Errors
+/// [`Error::OutputExists`] if something is there.
+pub fn check_free(out: &Path) -> Result<(), Error> {
+    let out = without_slash(out);
+    // What has been published and not been cleared away yet is looked at with the recipe in hand.
+    if Place::Beside.root(out).exists() { Ok(()) } else { Place::of(out).map(drop) }
 }
 
 /// `dir/` as `dir`: the staging directory lies beside it, not in it.

@@ -34,6 +34,7 @@ pub use coefficients::{Coefficients, Matched};
 pub use filters::Named;
 pub use hub::locate;
 pub use parameters::{Parameters, Place};
+pub use read::stages::Stage;
 pub use setting::{Filtered, Setting};
 pub use settings::{Failpoint, IoRequest, Settings, Stop, WriteRequest};
 pub use slices::{Module, Row, Slice, SliceSource};
@@ -372,6 +373,16 @@ impl Recipe {
     /// [`RecipeError`] if it is none.
     pub fn published(path: &Path, text: &str) -> Result<Self, RecipeError> {
         read::published(path, text)
+    }
+
+    /// Reads a recipe file with any number of merges, in the order in which they are to be run; the last makes the
+    /// output. Outputs of the others lie in `dir`, each in a directory of its name, or will: read the file again
+    /// before each stage.
+    ///
+    /// # Errors
+    /// [`RecipeError`] naming file, key, line and the fix.
+    pub fn stages(path: &Path, dir: &Path) -> Result<Vec<Stage>, RecipeError> {
+        read::stages::file(path, dir)
     }
 
     /// The recipe as YAML that [`Recipe::from_file`] reads, with all values that matter. `name`

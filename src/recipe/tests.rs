@@ -243,7 +243,7 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
         ),
         (
             format!("{SMALL}---\n{SMALL}"),
-            ["a file with 2 merges", "is not supported", "a file of its own"],
+            ["a file with 2 merges", "is not supported", "read it as stages"],
         ),
     ] {
         refused(parsed(&text), &parts);

@@ -52,7 +52,7 @@ const TURNING: &[&str] = &["sce bf16-three"];
 
 /// What may differ by the table in `docs/methods.md`, in units of the last place of the largest magnitude among inputs and
 /// result at the element: for results in f32, and in bf16.
-fn tolerances() -> BTreeMap<String, (f64, f64)> {
+pub(crate) fn tolerances() -> BTreeMap<String, (f64, f64)> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/methods.md");
     let text = std::fs::read_to_string(docs).unwrap();
     let (_, table) = text.split_once("## Agreement with mergekit").unwrap();
@@ -86,7 +86,7 @@ pub(crate) struct Tensor {
 }
 
 /// The tensors of a file of fixtures or of an output, by name.
-fn tensors(file: &[u8]) -> BTreeMap<String, Tensor> {
+pub(crate) fn tensors(file: &[u8]) -> BTreeMap<String, Tensor> {
     let file = SafeTensors::deserialize(file).unwrap();
     let widened = |view: &TensorView<'_>| match view.dtype() {
         Dtype::F32 => view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -106,7 +106,7 @@ fn tensors(file: &[u8]) -> BTreeMap<String, Tensor> {
 }
 
 /// Tensors named `GROUP/TENSOR`, by group.
-fn grouped(path: &str) -> BTreeMap<String, BTreeMap<String, Tensor>> {
+pub(crate) fn grouped(path: &str) -> BTreeMap<String, BTreeMap<String, Tensor>> {
     let mut groups: BTreeMap<String, BTreeMap<String, Tensor>> = BTreeMap::new();
     for (key, tensor) in tensors(&unpacked(path)) {
         let (group, name) = key.split_once('/').unwrap();
@@ -136,7 +136,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Writes the models of a family as checkpoints `DIR/MODEL`.
-fn write_models(dir: &Path, models: &BTreeMap<String, BTreeMap<String, Tensor>>) {
+pub(crate) fn write_models(dir: &Path, models: &BTreeMap<String, BTreeMap<String, Tensor>>) {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     for (model, members) in models {
         let folder = dir.join(model);
@@ -179,7 +179,7 @@ fn ulp(dtype: Dtype, x: f32) -> f64 {
 }
 
 /// The elements that differ by more than the tolerance, with the largest distance in units of the last place.
-fn differences(
+pub(crate) fn differences(
     allowed: (f64, f64),
     inputs: &[&Tensor],
     ours: &Tensor,

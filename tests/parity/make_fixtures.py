@@ -7,6 +7,7 @@ inputs-f32, inputs-bf16.safetensors.zst    the models, tensors named MODEL/TENSO
 methods.json                               the cases, with their recipes
 methods/METHOD.safetensors.zst             mergekit's results, tensors named CASE/TENSOR
 random.json                                statistics of the methods that draw random numbers
+slices.json, slices.safetensors.zst        merges by slices, tensors named CASE/TENSOR, and their models, named MODEL/TENSOR
 parameters.json                            the value of each parameter for each tensor of recipes of every form
 """
 import json
@@ -28,6 +29,7 @@ import cases  # noqa: E402
 import family  # noqa: E402
 import parameters  # noqa: E402
 import random_methods  # noqa: E402
+import slices  # noqa: E402
 from make_golden import compress, safetensors  # noqa: E402
 from mergekit.graph import Executor  # noqa: E402
 from mergekit.options import MergeOptions  # noqa: E402
@@ -97,6 +99,12 @@ def write_lines(name, values):
         file.write("[\n" + ",\n".join(json.dumps(value) for value in values) + "\n]\n")
 
 
+def write_slices():
+    inputs, listed, results = slices.merged(write_model)
+    compress(os.path.join(OUT, "slices.safetensors.zst"), safetensors(inputs | results, {}))
+    write_lines("slices.json", listed)
+
+
 def main():
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -105,6 +113,7 @@ def main():
     methods()
     write_lines("random.json", random_methods.statistics(run, write_model))
     write_lines("parameters.json", parameters.goldens(write_model))
+    write_slices()
 
 
 if __name__ == "__main__":

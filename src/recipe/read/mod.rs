@@ -3,6 +3,7 @@
 //! What reflow cannot do is refused by name, with the way out; nothing is ignored.
 
 mod inputs;
+pub(super) mod stages;
 mod tokenizer;
 
 use std::fmt::Display;
@@ -34,8 +35,20 @@ pub(super) struct Around<'a> {
     pub(super) method: fn(&str, Option<&str>) -> Result<&'static Entry, RecipeError>,
 }
 
-/// Reads a file. Returns the recipe, and what looks suspicious in it.
+/// Reads a file with one merge. Returns the recipe, and what looks suspicious in it.
 pub(super) fn file(path: &Path) -> Result<(Recipe, Vec<String>), RecipeError> {
+    let around = Around {
+        exists: &|path| Path::new(path).exists(),
+        locate: &hub::locate,
+        method: Recipe::method,
+    };
+    let (mut recipe, warnings) = parse(path, &text(path)?, &around)?;
+    with_coefficients(&mut recipe)?;
+    Ok((recipe, warnings))
+}
+
+/// The text of a file.
+fn text(path: &Path) -> Result<String, RecipeError> {
     let unreadable = |reason: String| RecipeError::Unreadable { path: path.to_owned(), reason };
     let meta = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
     if !meta.is_file() {
@@ -44,17 +57,15 @@ pub(super) fn file(path: &Path) -> Result<(Recipe, Vec<String>), RecipeError> {
     if meta.len() > MAX_BYTES {
         return Err(unreadable(format!("{} bytes are too many for a recipe", meta.len())));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-    let around = Around {
-        exists: &|path| Path::new(path).exists(),
-        locate: &hub::locate,
-        method: Recipe::method,
-    };
-    let (mut recipe, warnings) = parse(path, &text, &around)?;
+    std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Reads the file of coefficients that a recipe names.
+fn with_coefficients(recipe: &mut Recipe) -> Result<(), RecipeError> {
     if let Some(coefficients) = recipe.coefficients.take() {
         recipe.coefficients = Some(coefficients.read(recipe.models.len())?);
     }
-    Ok((recipe, warnings))
+    Ok(())
 }
 
 /// Reads a recipe as an output has it, with names for people instead of paths.
@@ -73,13 +84,12 @@ pub(super) fn parse(
     text: &str,
     around: &Around<'_>,
 ) -> Result<(Recipe, Vec<String>), RecipeError> {
-    let mut reader = Reader { path, around, warnings: Vec::new() };
+    let mut reader = Reader { path, around, several: false, warnings: Vec::new() };
     let documents = mergekit::parse(text, around.exists);
     let documents = documents.map_err(|complaint| reader.malformed(complaint.to_string()))?;
     let [document] = &documents[..] else {
-        let what = format!("a file with {} merges", documents.len());
-        let instead = "put each into a file of its own, and name the output directory of one as a \
-                       model of the next";
+        let what = format!("a file with {} merges in this place", documents.len());
+        let instead = "read it as stages, or put each into a file of its own";
         return Err(reader.unsupported(what, instead));
     };
     let recipe = reader.recipe(document)?;
@@ -89,6 +99,8 @@ pub(super) fn parse(
 struct Reader<'a> {
     path: &'a Path,
     around: &'a Around<'a>,
+    /// Whether the file has other merges, too.
+    several: bool,
     warnings: Vec<String>,
 }
 
@@ -140,7 +152,7 @@ impl Reader<'_> {
         if let Some(tokenizer) = &document.tokenizer {
             recipe.tokenizer = Some(self.tokenizer(&recipe, tokenizer)?);
         }
-        if document.name.is_some() {
+        if document.name.is_some() && !self.several {
             let text = "`name` has no effect in a file with one merge";
             self.warnings.push(format!("{}: {text}", self.path.display()));
         }
