@@ -33,6 +33,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod diff;
 pub mod engine;
 pub mod error;
 #[cfg(any(test, fuzzing))]

@@ -47,6 +47,8 @@ pub(super) enum Command {
     Plan(Box<Plan>),
     /// Show what a checkpoint holds
     Inspect(Inspect),
+    /// Show how two models differ, tensor by tensor; with a base, also their task vectors
+    Diff(Diff),
     /// Show how far an output is, and the command that goes on with it
     Status(Status),
     /// List the merge methods with their parameters
@@ -214,6 +216,40 @@ pub(super) struct Inspect {
     /// Turn harmless deviations from the format into warnings
     #[arg(long)]
     pub(super) lenient: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Diff {
+    /// Checkpoint: a directory, or a .safetensors file; distances are relative to this one
+    #[arg(value_name = "A")]
+    pub(super) a: PathBuf,
+    /// The other checkpoint
+    #[arg(value_name = "B")]
+    pub(super) b: PathBuf,
+    /// Base of both: compare what they have changed in it, too
+    #[arg(long, value_name = "C")]
+    pub(super) base: Option<PathBuf>,
+    /// How many tensors to list, those that differ most first; JSON has all
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) top: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Turn harmless deviations from the format into warnings
+    #[arg(long)]
+    pub(super) lenient: bool,
+    /// Memory to use at most, page cache included [default: 7/8 of a container's, half of a machine's]
+    #[arg(long, value_name = "SIZE", value_parser = size())]
+    pub(super) memory: Option<u64>,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(super) threads: Option<u16>,
+    /// How checkpoints are read
+    #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
+    pub(super) io: IoRequest,
+    /// Elements per tile (for tests)
+    #[arg(long, hide = true, value_parser = value_parser!(u32).range(1..=1 << 30))]
+    pub(super) tile: Option<u32>,
 }
 
 /// What decides the bytes of the output.

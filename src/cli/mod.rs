@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod convert;
+mod diff;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod inspect;

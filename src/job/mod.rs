@@ -446,7 +446,7 @@ fn without_slash(out: &Path) -> &Path {
 }
 
 /// The limit to plan for: `--memory`, or a share of what container and machine allow.
-fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
+pub(crate) fn memory(settings: &Settings, progress: &dyn Progress) -> (u64, String) {
     let found = host::memory::discover();
     let found = found.effective().cloned().unwrap_or(host::memory::Limit {
         // Nothing is known about this machine: a size that works on any that runs large merges.

@@ -48,7 +48,7 @@ impl Budget {
 
 /// What the budget depends on.
 #[derive(Clone, Debug)]
-pub(super) struct Demand {
+pub(crate) struct Demand {
     /// How inputs are read.
     pub mode: Mode,
     /// Number of checkpoints that are read side by side.
@@ -88,7 +88,7 @@ const AHEAD: usize = 2;
 ///
 /// # Errors
 /// [`PlanError::Memory`] with the smallest limit that works.
-pub(super) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget, PlanError> {
+pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget, PlanError> {
     let wanted = match (demand.tile, demand.whole) {
         (Some(tile), _) => tile,
         (None, Some(whole)) => whole.clamp(WANTED.into(), u32::MAX.into()) as u32,

@@ -102,7 +102,7 @@ pub const CHUNK: u64 = 256 << 10;
 
 /// Memory that the matrices of a plan take.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Need {
+pub(crate) struct Need {
     /// For each segment that has some: bytes of all its matrices, and its elements.
     segments: Vec<(u64, u64)>,
     /// Bytes of the largest read.

@@ -29,6 +29,7 @@ use safetensors::Dtype;
 
 pub use align::Part;
 pub use budget::Budget;
+pub(crate) use budget::{Demand, budget};
 pub use inputs::Inputs;
 pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};
 pub use problem::{Problem, Problems};

@@ -8,6 +8,7 @@ mod support;
 mod cli;
 mod coefficients;
 mod components;
+mod diff;
 mod failures;
 mod lora;
 mod malformed;
