@@ -34,7 +34,8 @@ use journal::{Head, Journal};
 
 use crate::engine::sink::{RealDisk, durable};
 use crate::error::{Error, IoContext};
-use crate::progress::{Event, Progress};
+use crate::job::{Job, Ties};
+use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, RecipeError, Settings};
 
 /// What is searched, and how.
@@ -169,6 +170,8 @@ pub fn run(
 ) -> Result<Found, Error> {
     request.check()?;
     let place = dir.join("best");
+    // What is wrong with the inputs shows before anything is made.
+    let _plan = Job::plan(request.recipe.clone(), request.settings.clone(), Ties::Assume, &Silent)?;
     let work = dir.join("work");
     std::fs::create_dir_all(&work).at("create", &work)?;
     let lock = std::fs::File::create(work.join("lock")).at("lock", &work)?;

@@ -19,13 +19,13 @@ const COLOURS: [&str; EXPERTS] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#7f7f7f"];
 
 const STYLE: &str = "\
-svg { font: 13px system-ui, sans-serif; background: #ffffff; color: #1b1b1b; }
+svg { font: 13px system-ui, sans-serif; color: #1b1b1b; } .page { fill: #ffffff; }
 text { fill: currentColor; } .soft { opacity: .72; } .title { font-size: 16px; font-weight: 600; }
 .grid { stroke: currentColor; opacity: .16; } .axis { stroke: currentColor; opacity: .55; }
 .trial { fill: #0072b2; } .best { stroke: #d55e00; stroke-width: 2; fill: none; }
 .star { fill: #d55e00; } .fail { stroke: currentColor; stroke-width: 1.6; opacity: .75; }
 @media (prefers-color-scheme: dark) {
- svg { background: #16181b; color: #e8e6e3; } .trial { fill: #56b4e9; } .best { stroke: #e69f00; } .star { fill: #e69f00; }
+ svg { color: #e8e6e3; } .page { fill: #16181b; } .trial { fill: #56b4e9; } .best { stroke: #e69f00; } .star { fill: #e69f00; }
 }
 ";
 
@@ -36,7 +36,7 @@ pub(super) fn draw(found: &Found) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
          height=\"{height}\" role=\"img\" aria-label=\"Scores of {} trials\">\n<style>\n{STYLE}</style>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"none\"/>\n",
+         <rect class=\"page\" width=\"100%\" height=\"100%\"/>\n",
         found.trials.len()
     );
     scores(found, &mut svg);

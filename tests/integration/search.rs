@@ -170,6 +170,10 @@ fn what_makes_no_sense_is_refused_first() {
         search(dir, args).assert().code(2).stderr(contains(part));
         assert!(!dir.join("found").exists(), "{args:?}");
     }
+    let gone = "merge_method: pcb\nbase_model: nowhere\nmodels: [{model: expert1}]\n";
+    std::fs::write(dir.join("r.yml"), gone).unwrap();
+    search(dir, &SCORE).assert().failure().stderr(contains("nowhere"));
+    assert!(!dir.join("found").exists());
     let ties = "merge_method: ties\nbase_model: base\nmodels: [{model: expert1}]\nparameters: {weight: 1}\n";
     std::fs::write(dir.join("r.yml"), ties).unwrap();
     search(dir, &SCORE).assert().code(2).stderr(contains("try --grid for ties"));
