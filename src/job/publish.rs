@@ -218,8 +218,11 @@ fn part(job: &Job, layers: &Layers, model: &Model) -> String {
     let parts = layers.slices.iter().flat_map(|slice| {
         let sources = slice.sources.iter().filter(|source| Some(source.checkpoint) == own);
         sources.map(|source| {
-            let run = |(first, end): (u64, u64)| format!("{first}-{}", end.saturating_sub(1));
-            format!("layers {} in {}", run(source.layers), run(slice.layers))
+            let run = |(first, end): (u64, u64)| match end.saturating_sub(1) {
+                last if last == first => first.to_string(),
+                last => format!("{first}-{last}"),
+            };
+            format!("layers {} as {}", run(source.layers), run(slice.layers))
         })
     });
     parts.collect::<Vec<_>>().join(", ")

@@ -166,6 +166,7 @@ def main():
             name = os.path.splitext(os.path.basename(path))[0]
             with open(path, encoding="utf-8") as file:
                 text = file.read()
+            os.makedirs(f"out/{name}")
             try:
                 refused = with_reflow(reflow, path, f"out/{name}/reflow")
                 if refused is not None:
