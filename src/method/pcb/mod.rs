@@ -224,7 +224,9 @@ impl Method for Pcb {
         let ranks = if self.variant == Variant::Paper { 1 } else { 2 };
         let counts = Selector::state_bytes(unit.elements, ranks);
         let pairs = if self.variant == Variant::Paper { n * (n + 1) / 2 } else { 0 };
-        let rows = (5 * n + 4) * super::BLOCK as u64 * 4;
+        // `paper` makes its shares in rows of their own.
+        let shares = if self.variant == Variant::Paper { n } else { 0 };
+        let rows = (4 * n + 4 + shares) * super::BLOCK as u64 * 4;
         let radix = n * counts + rows + pairs * 32;
         // A missed bracket may end in the radix plan.
         if self.is_fused(unit) {
