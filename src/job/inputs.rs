@@ -72,14 +72,17 @@ pub(super) fn settle_ties(
     how: Ties<'_>,
 ) -> Result<Vec<Tie>, Error> {
     let mut ties = Vec::new();
+    let candidates = tied::candidates(inputs);
+    for candidate in &candidates {
+        for catalog in &mut inputs.catalogs {
+            tied::share_adapter(catalog, candidate)?;
+        }
+    }
     if recipe.count_aliases {
         return Ok(ties);
     }
-    for candidate in tied::candidates(inputs) {
+    for candidate in candidates {
         let mut equal = true;
-        for catalog in &mut inputs.catalogs {
-            tied::share_adapter(catalog, &candidate)?;
-        }
         for catalog in inputs.catalogs() {
             let Some((head, embedding)) = tied::pair(catalog, &candidate.name, &candidate.of)
             else {

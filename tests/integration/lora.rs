@@ -417,6 +417,12 @@ fn a_tied_head_follows_its_embedding() {
         a[embedding].1.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     let expected: Vec<f32> = (0..15).map(|k| (k + k / 3 * (k % 3)) as f32).collect();
     assert_eq!(merged, expected);
+    // Stored twice, changed twice.
+    let mut both = reflow();
+    both.current_dir(dir.path()).args(["merge", "--method", "passthrough", "--count-aliases"]);
+    both.args(["--expert", "twice+embed", "--out", "both"]).assert().success();
+    let both = weights(&dir.path().join("both"));
+    assert!(both["lm_head.weight"] == a[embedding] && both[embedding] == a[embedding]);
     run("twice+head", "c").code(3).stderr(contains("ties to model.embed_tokens.weight"));
     run("once+head", "c").code(3).stderr(contains("the model no tensor lm_head.weight"));
 }
