@@ -7,13 +7,12 @@
 //! A piece that was not finished has no record in the journal; its file is thrown away.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::engine::Keep;
-use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
+use crate::engine::sink::{ReadOnce, SinkError, Storage, StoredFile, Trail, durable};
 use crate::error::{Error, IoContext};
 use crate::method::{Lost, Parcels};
 use crate::patience::patiently;
@@ -98,6 +97,7 @@ struct Open {
     path: PathBuf,
     file: Box<dyn StoredFile>,
     end: u64,
+    trail: Trail,
 }
 
 impl Bundle<'_> {
@@ -116,7 +116,7 @@ impl Bundle<'_> {
             _ => {}
         }
         let file = storage.create(&path).map_err(|e| SinkError::of("create", &path, 0, e))?;
-        Ok(Open { path, file, end: 0 })
+        Ok(Open { path, file, end: 0, trail: Trail::default() })
     }
 
     /// Makes all parcels durable, before the record about the piece.
@@ -124,7 +124,7 @@ impl Bundle<'_> {
     /// # Errors
     /// What the disk says.
     pub(super) fn seal(self) -> Result<(), SinkError> {
-        let Some(Open { path, file, end }) = self.file().take() else { return Ok(()) };
+        let Some(Open { path, file, end, .. }) = self.file().take() else { return Ok(()) };
         file.sync().map_err(|e| SinkError::sync(&path, end, e))?;
         // Read once more at the end of the pass; until then the memory is of more use elsewhere.
         file.drop_cache((0, end));
@@ -145,11 +145,9 @@ impl Keep for Bundle<'_> {
             none => none.insert(self.open()?),
         };
         durable::write_fully(&*open.file, &open.path, open.end, &frame)?;
-        // Dirty pages count against the limit, too.
-        let begin = open.end;
         open.end += frame.len() as u64;
-        let started = open.file.start_writeback((begin, open.end));
-        started.map_err(|e| SinkError::of("write", &open.path, 0, e))
+        let grown = open.trail.grow(&*open.file, open.end);
+        grown.map_err(|e| SinkError::of("write", &open.path, 0, e))
     }
 }
 
@@ -186,7 +184,7 @@ impl Parcels for Stored {
 
 fn visit_file(path: &Path, see: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     let damaged = || io::Error::other("damaged");
-    let mut file = BufReader::with_capacity(1 << 18, patiently(|| File::open(path))?);
+    let mut file = BufReader::with_capacity(1 << 18, ReadOnce::open(path)?);
     loop {
         let mut len = [0; 4];
         // The end of the file is the end of the last parcel; counts tell if one is missing.

@@ -15,11 +15,13 @@ mod shard;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod writeback;
 
 pub use error::SinkError;
 pub use lane::Lane;
 pub use ranges::Ranges;
-pub use readback::read_back;
+pub use readback::{ReadOnce, read_back};
 pub use shard::{ShardWriter, SinkConfig};
 pub use storage::{RealDisk, Storage, StoredFile};
+pub use trail::Trail;

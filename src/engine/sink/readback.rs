@@ -37,13 +37,57 @@ pub fn read_back(
         let buffer = &mut buffer[..STEP.min(range.end - at) as usize];
         file.read_exact_at(buffer, at).map_err(fail)?;
         take(buffer);
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        {
-            let len = std::num::NonZeroU64::new(buffer.len() as u64);
-            // A hint: when it fails, memory is used and nothing else happens.
-            let _hint = rustix::fs::fadvise(&file, at, len, rustix::fs::Advice::DontNeed);
-        }
+        forget(&file, at, buffer.len() as u64);
         at += buffer.len() as u64;
     }
     Ok(())
+}
+
+/// Drops a range from the page cache; all behind `at` for 0.
+fn forget(file: &File, at: u64, len: u64) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let len = std::num::NonZeroU64::new(len);
+        // A hint: when it fails, memory is used and nothing else happens.
+        let _hint = rustix::fs::fadvise(file, at, len, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _nothing = (file, at, len);
+}
+
+/// A file that is read from its start once, and leaves nothing in the page cache.
+pub struct ReadOnce {
+    file: File,
+    at: u64,
+    forgotten: u64,
+}
+
+impl ReadOnce {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: patiently(|| File::open(path))?, at: 0, forgotten: 0 })
+    }
+}
+
+impl io::Read for ReadOnce {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.at += read as u64;
+        if self.at - self.forgotten >= STEP {
+            // From the start: large pages of the cache that lie across the last end go with this one.
+            forget(&self.file, 0, self.at);
+            self.forgotten = self.at;
+        }
+        Ok(read)
+    }
+}
+
+impl Drop for ReadOnce {
+    fn drop(&mut self) {
+        // With what was read ahead.
+        forget(&self.file, 0, 0);
+    }
 }

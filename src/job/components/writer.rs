@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Components, DATA, FILE, FORMAT, StoredShares, recombine, scan};
 use crate::checkpoint::components::{Entry, FRAME, Frame, HEAD, head};
-use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
+use crate::engine::sink::{SinkError, Storage, StoredFile, Trail, durable};
 use crate::error::Error;
 use crate::job::Job;
 use crate::job::output::hex;
@@ -34,6 +34,7 @@ pub(in crate::job) struct Writer<'a> {
     /// Nothing if the directory has its final name already.
     file: Option<Box<dyn StoredFile>>,
     end: u64,
+    trail: Trail,
     frame: Frame,
 }
 
@@ -85,7 +86,7 @@ impl<'a> Writer<'a> {
             durable::sync_dir(storage, &writer.dir)?;
             file
         };
-        writer.file = Some(file);
+        (writer.file, writer.trail) = (Some(file), Trail::from(writer.end));
         if let Some(begun) = begun {
             writer.frame = begun;
         }
@@ -104,7 +105,7 @@ impl<'a> Writer<'a> {
         });
         let numbers = numbers.collect();
         let frame = Frame::new(plan.experts().len());
-        Self { storage, dir, plan, numbers, file: None, end: HEAD, frame }
+        Self { storage, dir, plan, numbers, file: None, end: HEAD, trail: Trail::default(), frame }
     }
 
     /// Takes the shares of a tile; tiles come in plan order.
@@ -153,10 +154,9 @@ impl<'a> Writer<'a> {
             let stored = self.frame.store().map_err(|e| SinkError::of("compress", &part, 0, e))?;
             durable::write_fully(file, &part, self.end, &stored)?;
             let end = self.end + stored.len() as u64;
-            // Dirty pages count against the limit, too.
-            let started = file.start_writeback((self.end, end));
-            started.map_err(|e| SinkError::of("write", &part, 0, e))?;
             self.end = end;
+            let grown = self.trail.grow(file, end);
+            grown.map_err(|e| SinkError::of("write", &part, 0, e))?;
         }
         self.frame.rows.iter_mut().for_each(Vec::clear);
         Ok(())
