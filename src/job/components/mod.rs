@@ -13,6 +13,7 @@ mod scan;
 mod verify;
 mod writer;
 
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -196,7 +197,7 @@ impl Components {
             && self.bytes < 1 << 56
     }
 
-    /// Reads the file of a directory; `None` if there is none.
+    /// Reads the file of a directory; `None` if there is none, or `dir` is a single shard.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it is not as it was written.
@@ -204,6 +205,9 @@ impl Components {
         let path = dir.join(FILE);
         let text = match read_file(&path, LARGEST) {
             Ok(None) => return Ok(None),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+                return Ok(None);
+            }
             // Nobody has written such a thing.
             Err(Error::Foreign { .. }) => Vec::new(),
             text => text?.unwrap_or_default(),
