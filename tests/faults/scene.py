@@ -14,8 +14,9 @@ import toy
 
 REFLOW = None
 ROOT = None
-# One reading thread, small pieces, several shards: many calls, each of them countable.
-SETTINGS = ["--threads", "1", "--checkpoint", "500000", "--shard-size", "130000"]
+# One reading thread, small pieces, several shards: many calls, each of them countable. Shards as small as these are written
+# through the page cache, unless FAULTS_WRITE says "direct".
+SETTINGS = ["--threads", "1", "--checkpoint", "500000", "--shard-size", "130000", "--write", os.environ.get("FAULTS_WRITE", "auto")]
 
 
 class Bad(Exception):
