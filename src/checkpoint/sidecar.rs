@@ -6,26 +6,14 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::CheckpointError;
+use super::tokenizer::is_tokenizer_file;
 use crate::patience::patiently;
 
-/// Files that loaders look for, and that a merge takes from the base.
-const SIDE_FILES: [&str; 20] = [
+/// Files that loaders look for, and that a merge takes from the base, beside those of a tokenizer.
+const SIDE_FILES: [&str; 7] = [
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tiktoken.model",
     "normalizer.json",
-    "chat_template.jinja",
-    "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -44,7 +32,9 @@ pub fn side_files(root: &Path, code: bool) -> Result<Vec<String>, CheckpointErro
     let mut names = Vec::new();
     for entry in patiently(|| std::fs::read_dir(root)).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        let wanted = SIDE_FILES.contains(&name.as_str()) || (code && is_python(&name));
+        let wanted = SIDE_FILES.contains(&name.as_str())
+            || is_tokenizer_file(&name)
+            || (code && is_python(&name));
         if !wanted {
             continue;
         }

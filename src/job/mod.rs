@@ -67,7 +67,7 @@ use crate::engine::sink::{RealDisk, SinkError, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::{Method, Recombine, registry};
+use crate::method::{Method, Weighted, registry};
 use crate::plan::tied::Tie;
 use crate::plan::{Beside, Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
@@ -133,27 +133,7 @@ impl Job {
         let method = (recipe.method.build)(&setup);
         let beside = match &settings.components {
             None => Beside::Nothing,
-            Some(_) if !recipe.slices.is_empty() || recipe.module.is_some() => {
-                let reason =
-                    "they are kept of merges of whole models only, without slices and modules";
-                let (key, reason) = ("--components".to_owned(), reason.to_owned());
-                return Err(RecipeError::Value { key, reason }.into());
-            }
-            Some(_) if recipe.tokenizer.is_some() => {
-                let reason = "they are not kept where rows may move; leave `tokenizer_source` out";
-                let (key, reason) = ("--components".to_owned(), reason.to_owned());
-                return Err(RecipeError::Value { key, reason }.into());
-            }
-            Some(_) if inputs.has_base && inputs.donor().adapter.is_some() => {
-                let reason = "the base has an adapter; merge it into the base first".to_owned();
-                return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
-            }
-            Some(_) if method.has_shares() => Beside::Shares,
-            Some(_) => {
-                let name = recipe.method.name;
-                let reason = format!("{name} has no shares of experts that could be kept; pcb has");
-                return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
-            }
+            Some(_) => components::beside(&recipe, &inputs, &*method)?,
         };
         Self::assemble(
             Parts { recipe, inputs, ties, tokenizer, method, beside, kernels },
@@ -185,7 +165,7 @@ impl Job {
         for warning in recipe.validate()? {
             progress.event(&Event::Warning { text: &warning });
         }
-        let method = Box::new(Recombine { kernels });
+        let method = Box::new(Weighted { kernels });
         let tokenizer = Tokenizer::default();
         let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels };
         Self::assemble(parts, settings, Some((&components, file)), progress)

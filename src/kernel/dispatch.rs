@@ -351,14 +351,11 @@ kernels! {
     ) = [lanes] pcb::map;
 
     /// The share of each expert in the merged values of a block, without lambda: `out` holds one row of the block's
-    /// length per expert.
+    /// length per expert. `weighted_sum` of them by the lambdas and `add_base` give the bits of `pcb_map`.
     fn pcb_shares(
         inter: Inter, base: &[f32], taus: &[&[f32]], bounds: &[Bounds], cuts: &[Cut],
         scratch: &mut Scratch, out: &mut [f32], tallies: &mut [Tally],
     ) = pcb::shares;
-
-    /// Merged values of a block from shares: the bits that `pcb_map` gives with the same lambdas.
-    fn pcb_combine(base: &[f32], rows: &[&[f32]], lambdas: &[f32], out: &mut [f32]) = pcb::combine;
 
     /// S: the sum of the task vectors.
     fn pcb_sum(taus: &[&[f32]], out: &mut [f32]) = pcb::sum;

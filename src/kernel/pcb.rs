@@ -9,7 +9,7 @@ pub(super) mod sparse;
 use super::math::exp;
 
 pub(super) use score::scores;
-pub(super) use share::{combine, map, merge, shares};
+pub(super) use share::{map, merge, shares};
 
 /// Elements that are worked on from task vectors to results before the next ones: few enough to stay in the first-level
 /// cache and to have much in common, enough to make up for the change between loops.
@@ -260,7 +260,8 @@ mod tests {
         // As they come back from where zeros are not stored.
         shares.iter_mut().for_each(|share| *share = if *share == 0.0 { 0.0 } else { *share });
         let rows: Vec<&[f32]> = shares.chunks(len).collect();
-        kernels.pcb_combine(&base, &rows, &lambdas, &mut combined);
+        kernels.weighted_sum(&rows, &lambdas, &mut combined);
+        kernels.add_base(&base, 1.0, &mut combined);
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
         assert!(out.iter().zip(&mapped).all(same));
         assert!(out.iter().zip(&combined).all(same));

@@ -3,13 +3,9 @@
 //! A coefficient for each expert and tensor is a parameter that differs from tensor to tensor; a file gives them
 //! (`recipe::Coefficients`). AdaMerging++ takes of each task vector what TIES leaves of it.
 
-use std::sync::Arc;
-
-use super::pass::Map;
+use super::Weighted;
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
-use super::ties::{Combine, Ties};
-use super::{AnyStage, Method, MethodError, Operand, UnitView, Values};
-use crate::kernel::Kernels;
+use super::ties::{Combine, DENSITY, Ties};
 
 const SOURCE: &str = "arXiv 2310.02575; github.com/EnnengYang/AdaMerging";
 
@@ -36,7 +32,7 @@ const PLAIN: Entry = Entry {
     random: false,
     per_expert: Some("lambda"),
     parameters: &[LAMBDA],
-    build: |setup| Box::new(AdaMerging { kernels: setup.kernels }),
+    build: |setup| Box::new(Weighted { kernels: setup.kernels }),
 };
 
 /// The line of AdaMerging++.
@@ -45,44 +41,18 @@ pub(crate) static PLUS: Entry = Entry {
     about: "the same with what TIES leaves of the task vectors",
     scopes: &[Scope::Model, Scope::Layer, Scope::Tensor],
     reads: (1, 4),
-    parameters: &[
-        LAMBDA,
-        Parameter::new(
-            "density",
-            Per::Merge,
-            Kind::FRACTION,
-            Preset::Number(0.2),
-            "fraction of elements kept of each expert",
-        ),
-    ],
+    parameters: &[LAMBDA, DENSITY],
     build: |setup| Ties::boxed(setup.kernels, setup.values.number("density"), Combine::Each),
     ..PLAIN
 };
-
-struct AdaMerging {
-    kernels: &'static Kernels,
-}
-
-impl Method for AdaMerging {
-    fn operand(&self) -> Operand {
-        Operand::TaskVector
-    }
-
-    fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        let kernels = self.kernels;
-        let lambdas = unit.each_tensor(|values: &Values| values.each_f32("lambda"));
-        Ok(Box::new(Map::new(unit.elements, move |block, _, out| {
-            kernels.weighted_sum(block.rows, lambdas.get(block.tensor), out);
-            kernels.add_base(block.base, 1.0, out);
-        })))
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::super::registry::find;
     use super::super::testing::{in_tiles, merged, numbers};
     use super::*;
+    use crate::kernel::Kernels;
+    use crate::method::Values;
     use proptest::prelude::*;
 
     fn bits(values: &[f32]) -> Vec<u32> {

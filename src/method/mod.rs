@@ -25,7 +25,6 @@ mod pass;
 mod passthrough;
 pub mod pcb;
 mod ram;
-mod recombine;
 pub mod registry;
 mod sampling;
 mod sce;
@@ -34,6 +33,7 @@ mod sphere;
 mod testing;
 mod ties;
 mod unit;
+mod weighted;
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,10 +41,10 @@ use std::sync::Arc;
 pub use erased::{AnyStage, State};
 pub use memory::{block_len, run_in_memory};
 pub use parcels::{Held, Lost, Parcels};
-pub use recombine::Recombine;
 pub use registry::{Entry, Scope, Setup};
 pub use sampling::Sampling;
 pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
+pub use weighted::Weighted;
 
 /// The number of elements that a kernel works on at a time: small enough that base, task
 /// vectors and scores of a few experts stay in the second-level cache.

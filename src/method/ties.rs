@@ -22,6 +22,15 @@ use super::{
 use crate::kernel::Kernels;
 use crate::stats::{Reader, RowCounts, RowSelection, SMALL, Selected, Selector, Writer};
 
+/// What is kept of each task vector.
+pub(super) const DENSITY: Parameter = Parameter::new(
+    "density",
+    Per::Merge,
+    Kind::FRACTION,
+    Preset::Number(0.2),
+    "fraction of elements kept of each expert",
+);
+
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
     name: "ties",
@@ -35,13 +44,7 @@ pub(crate) static ENTRY: Entry = Entry {
     random: false,
     per_expert: None,
     parameters: &[
-        Parameter::new(
-            "density",
-            Per::Merge,
-            Kind::FRACTION,
-            Preset::Number(0.2),
-            "fraction of elements kept of each expert",
-        ),
+        DENSITY,
         Parameter::new(
             "combine",
             Per::Merge,

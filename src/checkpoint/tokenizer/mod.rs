@@ -18,7 +18,7 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// No tokenizer is larger.
 const MAX_BYTES: u64 = 512 << 20;
 /// Files about tokens, which belong together.
-const FILES: [&str; 13] = [
+const FILES: [&str; 11] = [
     TOKENIZER,
     "tokenizer.model",
     "tokenizer_config.json",
@@ -30,18 +30,18 @@ const FILES: [&str; 13] = [
     "spiece.model",
     "sentencepiece.bpe.model",
     "tiktoken.model",
-    "chat_template.jinja",
-    "chat_template.json",
 ];
+/// Files that say how tokens make a conversation.
+const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 
 /// Whether a side file is a part of the tokenizer.
 pub fn is_tokenizer_file(name: &str) -> bool {
-    FILES.contains(&name)
+    FILES.contains(&name) || TEMPLATES.contains(&name)
 }
 
 /// Whether a directory has any file about tokens.
 pub fn has_tokenizer(root: &Path) -> bool {
-    FILES.iter().take(11).any(|name| root.join(name).exists())
+    FILES.iter().any(|name| root.join(name).exists())
 }
 
 /// The tokens of a checkpoint's directory; `None` if it has no `tokenizer.json`.

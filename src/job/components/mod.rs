@@ -26,6 +26,9 @@ pub(super) use writer::{Grown, Writer, is_there};
 use super::reading::read_file;
 use crate::checkpoint::components::{FRAME, FRAME_HEAD, HEAD};
 use crate::error::Error;
+use crate::method::Method;
+use crate::plan::{Beside, Inputs};
+use crate::recipe::{Recipe, RecipeError};
 
 /// The name of the data file.
 pub(super) const DATA: &str = "components.bin";
@@ -140,6 +143,34 @@ impl StoredShares {
     fn end(&self) -> u64 {
         self.frames.iter().fold(self.offset, |end, &bytes| end.saturating_add(bytes.into()))
     }
+}
+
+/// What a merge keeps beside its output, if components are asked for.
+///
+/// # Errors
+/// [`RecipeError::Value`] if it is none that they can be kept of.
+pub(super) fn beside(
+    recipe: &Recipe,
+    inputs: &Inputs,
+    method: &dyn Method,
+) -> Result<Beside, RecipeError> {
+    let refuse = |reason: &str| {
+        Err(RecipeError::Value { key: "--components".to_owned(), reason: reason.to_owned() })
+    };
+    if !recipe.slices.is_empty() || recipe.module.is_some() {
+        return refuse("they are kept of merges of whole models only, without slices and modules");
+    }
+    if recipe.tokenizer.is_some() {
+        return refuse("they are not kept where rows may move; leave `tokenizer_source` out");
+    }
+    if inputs.has_base && inputs.donor().adapter.is_some() {
+        return refuse("the base has an adapter; merge it into the base first");
+    }
+    if !method.has_shares() {
+        let name = recipe.method.name;
+        return refuse(&format!("{name} has no shares of experts that could be kept; pcb has"));
+    }
+    Ok(Beside::Shares)
 }
 
 impl Components {

@@ -240,21 +240,6 @@ pub(in super::super) fn shares(
     }
 }
 
-/// Merged values from shares: `base` + sum of lambda_i times each of `rows`, in order. The bits of [`merge`]; shares
-/// that are left out as zero change none.
-#[inline(always)]
-pub(in super::super) fn combine(base: &[f32], rows: &[&[f32]], lambdas: &[f32], out: &mut [f32]) {
-    out.fill(0.0);
-    for (row, lambda) in rows.iter().zip(lambdas) {
-        for (out, share) in out.iter_mut().zip(*row) {
-            *out += lambda * share;
-        }
-    }
-    for (out, base) in out.iter_mut().zip(base) {
-        *out += base;
-    }
-}
-
 #[inline(always)]
 fn is_any_above(scores: &[f32], threshold: f32) -> bool {
     scores.iter().fold(0, |any, &score| any | u32::from(score - threshold > 0.0)) != 0

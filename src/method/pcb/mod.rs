@@ -27,6 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
+use super::weighted::combine;
 use super::{
     AnyStage, Block, ExpertOutcome, Method, MethodError, Note, Operand, PerTensor, Sampling,
     Strategy, UnitView, Values,
@@ -284,7 +285,7 @@ impl Setup {
     /// Merged values from shares, one row for each expert.
     fn combine(&self, block: &Block<'_>, shares: &[f32], out: &mut [f32]) {
         let rows: Vec<&[f32]> = shares.chunks(block.len().max(1)).collect();
-        self.kernels.pcb_combine(block.base, &rows, self.lambdas.get(block.tensor), out);
+        combine(self.kernels, block.base, &rows, self.lambdas.get(block.tensor), out);
     }
 
     /// Rank of the score threshold: trunc(d (1 - keep)).
