@@ -1,16 +1,16 @@
 //! One pass: reader, workers, writer, and the pool of tickets that bounds them.
 //!
 //! ```text
-//!            tickets (as many as tiles fit in memory) <-----------------------+
+//!            tickets (as many as output buffers fit in memory) <--------------+
 //!               |                                                            |
-//!  tiles --> reader --bounded--> worker 1..w --bounded--> writer --> sink ----+
+//!  tiles --> reader ---hand----> worker 1..w --bounded--> writer --> sink ----+
 //!            prefetch, read      decode, stage,           positional
 //!                                encode                   writes
 //! ```
 //!
 //! A tile needs a ticket from the moment its bytes are asked for until they are written or
-//! dropped. Tickets carry the reusable output buffer. They are the only back-pressure, so memory
-//! does not depend on which stage is slow. A thread that fails rings an alarm, which ends the reader; the others
+//! dropped. Tickets carry the reusable output buffer. They and the reader, which keeps a tile until a worker takes it,
+//! are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm, which ends the reader; the others
 //! find that their channels have ended and stop.
 //!
 //! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
@@ -79,13 +79,14 @@ pub(super) fn run(
     sources: Sources<'_>,
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
-    let (tickets, workers) = (context.plan.budget.tiles, context.plan.budget.workers);
+    let (tickets, workers) = (context.plan.budget.buffers, context.plan.budget.workers);
     let (free, pool) = bounded(tickets);
     for _ in 0..tickets {
         // Cannot fail: the channel has room for all and `pool` lives.
         let _full = free.send(Ticket::default());
     }
-    let (to_workers, loaded) = bounded(tickets);
+    // A tile that has come waits in the reader's hands, with the next one asked for: no more inputs than planned.
+    let (to_workers, loaded) = bounded(0);
     let (to_writer, finished) = bounded::<Finished>(tickets);
     let alarm = &Alarm::new();
     thread::scope(|scope| {

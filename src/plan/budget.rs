@@ -17,8 +17,10 @@ pub struct Budget {
     pub tile_elements: u32,
     /// Worker threads.
     pub workers: usize,
-    /// Tiles in flight: the size of the buffer pool.
+    /// Tiles whose inputs are in memory.
     pub tiles: usize,
+    /// Output buffers: of those tiles, and of some that the writer has.
+    pub buffers: usize,
     /// Bytes between two write-behind steps.
     pub write_behind: u64,
     /// The unit in which page cache is filled and dropped.
@@ -81,8 +83,12 @@ const PROGRAM: u64 = 14 << 20;
 /// read no faster.
 const WANTED: u32 = 1 << 19;
 const LEAST: u32 = 1 << 14;
-/// Tiles being filled or written while the workers have one each.
+/// Tiles that are being read, while the workers have one each: one has come, one is asked for.
 const AHEAD: usize = 2;
+/// Ways to write, the fastest first: output buffers beside those of tiles whose inputs are in memory, so that neither
+/// the writer nor the workers wait for each other, and the most bytes given to the disk at a time.
+const WAYS: [(usize, u64); 5] =
+    [(2, 8 << 20), (2, 4 << 20), (2, 2 << 20), (0, 2 << 20), (0, 1 << 20)];
 
 /// Divides `limit` up: tiles as large as wanted, then smaller ones, then fewer workers.
 ///
@@ -100,9 +106,9 @@ pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
     for grain in grains(demand.mode) {
         let (mut tile, mut workers) = (wanted, demand.threads.max(1));
         loop {
-            let plan = compute(limit, source, demand, *grain, tile, workers);
-            if plan.total() <= limit {
-                return Ok(plan);
+            let ways = WAYS.map(|way| compute(limit, source, demand, *grain, tile, workers, way));
+            if let Some(plan) = ways.iter().find(|plan| plan.total() <= limit) {
+                return Ok(plan.clone());
             }
             let can_shrink = demand.tile.is_none() && tile > least;
             let smaller = (tile / 2).max(least.min(wanted));
@@ -111,7 +117,7 @@ pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
             } else if workers > 1 {
                 workers -= 1;
             } else {
-                last = Some(plan);
+                last = ways.into_iter().next_back();
                 break;
             }
         }
@@ -134,8 +140,10 @@ fn compute(
     grain: Grain,
     tile: u32,
     workers: usize,
+    (waiting, most): (usize, u64),
 ) -> Budget {
     let tiles = workers + AHEAD;
+    let buffers = tiles + waiting;
     let window = u64::from(tile) * demand.input_bytes;
     let span = window * tiles as u64;
     let input_bytes = match demand.mode {
@@ -152,17 +160,18 @@ fn compute(
         Mode::Direct => 2 * (chunk + (8 << 10)),
     };
     let adapter_bytes = if files == 0 { 0 } else { reading + demand.low_rank.live(tiles, tile) };
-    let write_behind = (u64::from(tile) * demand.output_bytes).clamp(1 << 20, 8 << 20);
+    let write_behind = (8 * u64::from(tile) * demand.output_bytes).clamp(1 << 20, most);
     Budget {
         limit,
         source: source.to_owned(),
         tile_elements: tile,
         workers,
         tiles,
+        buffers,
         write_behind,
         grain,
         input_bytes,
-        output_bytes: u64::from(tile) * demand.output_bytes * tiles as u64,
+        output_bytes: u64::from(tile) * demand.output_bytes * buffers as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2),
         adapter_bytes,
