@@ -290,6 +290,9 @@ pub(super) struct RecipeFlags {
     /// File that names the tensors of coefficients in positional form, one a line
     #[arg(long, value_name = "FILE", requires = "coefficients")]
     pub(super) coefficients_order: Option<PathBuf>,
+    /// Fisher information of an expert, a checkpoint of its own; repeat, in the experts' order (fisher)
+    #[arg(long, value_name = "PATH")]
+    pub(super) fisher: Vec<PathBuf>,
     /// Seed of methods that draw random numbers [default: 0]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::method::registry::{BaseUse, ENTRIES, Entry, Kind, Parameter, Per, Preset};
+use crate::method::registry::{BaseUse, ENTRIES, Entry, Evidence, Kind, Parameter, Per, Preset};
 use crate::recipe::Words;
 
 /// All methods.
@@ -26,6 +26,9 @@ fn text(entry: &Entry) -> String {
     };
     line("source", entry.source);
     line("models", &models(entry));
+    if let Some(evidence) = entry.evidence {
+        line("needs", &format!("{} (--{})", evidence.about(), evidence.key()));
+    }
     line("scope", &scopes.join(", "));
     line("reads", &reads(entry));
     for parameter in entry.parameters {
@@ -117,7 +120,7 @@ fn entry_json(entry: &Entry) -> Value {
         "most_models": if most == usize::MAX { Value::Null } else { json!(most) },
         "scopes": entry.scopes.iter().map(|scope| scope.word()).collect::<Vec<_>>(),
         "reads": { "streamed": entry.reads.1, "in_memory": entry.reads.0 },
-        "random": entry.random, "expert_number": entry.per_expert,
+        "evidence": entry.evidence.map(Evidence::key), "random": entry.random, "expert_number": entry.per_expert,
         "parameters": parameters.collect::<Vec<_>>(),
     })
 }

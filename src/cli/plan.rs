@@ -32,6 +32,9 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     if !plan.copied_tensors.is_empty() {
         line("copy", names(plan.copied_tensors.len(), plan.copied_tensors.iter().cloned()));
     }
+    if let Some((key, files)) = &plan.evidence {
+        line(key, files.join(", "));
+    }
     for adapter in &plan.adapters {
         line("adapter", render_adapter(adapter));
     }

@@ -14,6 +14,7 @@ const INFINITY: u32 = 0x7f80_0000;
 pub(super) struct Decoder {
     base: Vec<f32>,
     rows: Vec<f32>,
+    weights: Vec<f32>,
     frames: FrameRows,
     /// Elements that were not finite and count as the base's.
     pub(super) replaced: u64,
@@ -81,13 +82,13 @@ impl TileData<'_> {
 impl Decoder {
     pub(super) fn new() -> Self {
         let frames = FrameRows::default();
-        Self { base: Vec::new(), rows: Vec::new(), frames, replaced: 0 }
+        Self { base: Vec::new(), rows: Vec::new(), weights: Vec::new(), frames, replaced: 0 }
     }
 
     /// Decodes elements `at..at + len` of a tile and hands them to `work` as a block.
     ///
     /// # Errors
-    /// [`EngineError::NonFinite`], unless the recipe takes the base instead.
+    /// [`EngineError::NonFinite`], unless the recipe takes the base instead; [`EngineError::Weight`].
     pub(super) fn block<T>(
         &mut self,
         context: &Context<'_>,
@@ -99,7 +100,8 @@ impl Decoder {
         let kernels = context.kernels;
         let sources = &tile.segment.sources;
         let before = usize::from(context.plan.has_base);
-        let experts = context.frames.map_or(sources.len() - before, |frames| frames.experts);
+        let values = tile.segment.valued();
+        let experts = context.frames.map_or(values - before, |frames| frames.experts);
         self.base.resize(before * len, 0.0);
         self.rows.resize(experts * len, 0.0);
         let operand = context.method.operand();
@@ -133,9 +135,17 @@ impl Decoder {
         if !finite {
             self.repair(context, tile, at, len)?;
         }
+        self.weights.resize((sources.len() - values) * len, 0.0);
+        for (i, row) in self.weights.chunks_exact_mut(len).enumerate() {
+            tile.decode(kernels, values + i, at, row);
+            if kernels.max_magnitude_bits(row) >= INFINITY || kernels.any_negative(row) {
+                return Err(Self::no_weight(context, tile, at, values + i, row));
+            }
+        }
         let rows: Vec<&[f32]> = self.rows.chunks_exact(len).collect();
+        let weights: Vec<&[f32]> = self.weights.chunks_exact(len).collect();
         let (tensor, first) = (tile.segment.place as usize, tile.start + at as u64);
-        Ok(work(&Block { tensor, first, base: &self.base, rows: &rows }))
+        Ok(work(&Block { tensor, first, base: &self.base, rows: &rows, weights: &weights }))
     }
 
     /// Names the first value that is not finite, or replaces all of them, as the recipe says.
@@ -167,6 +177,29 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    /// Names the first value of a block that cannot be a weight.
+    #[cold]
+    fn no_weight(
+        context: &Context<'_>,
+        tile: &TileData<'_>,
+        at: usize,
+        source: usize,
+        row: &[f32],
+    ) -> EngineError {
+        let bad = |x: &f32| !x.is_finite() || *x < 0.0;
+        let k = row.iter().position(bad).unwrap_or(0);
+        let segment = tile.segment;
+        let from = &segment.sources[source];
+        let element = tile.start + (at + k) as u64;
+        EngineError::Weight {
+            file: context.plan.labels[from.checkpoint as usize].clone(),
+            tensor: context.plan.tensors[segment.tensor as usize].name.to_string(),
+            element: segment.first + element,
+            offset: from.offset + element * from.float.size() as u64,
+            value: row[k],
+        }
     }
 
     fn culprit(

@@ -177,6 +177,23 @@ pub enum EngineError {
         /// The value.
         value: f32,
     },
+    /// What stands beside a value cannot weigh it.
+    #[error(
+        "{file}: tensor {tensor} has {value} at element {element} (file offset {offset}), and weights of elements are \
+         finite and not negative; gather it again"
+    )]
+    Weight {
+        /// Display name of the file.
+        file: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// Element, counted from 0 in storage order.
+        element: u64,
+        /// Its absolute offset in the file.
+        offset: u64,
+        /// The value.
+        value: f32,
+    },
     /// A merged value is too large for the output type.
     #[error(
         "merged value {value} of tensor {tensor}, element {element}, does not fit in {dtype}; \

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Ties;
@@ -29,8 +29,15 @@ pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     if recipe.tokenizer.is_some() {
         catalogs.iter_mut().try_for_each(|catalog| catalog.count_file(TOKENIZER))?;
     }
-    let labels = distinct(recipe.checkpoints().map(label).collect());
-    Ok(Inputs::new(catalogs, recipe.has_base(), recipe.donor(), labels))
+    let all = recipe.checkpoints().map(label);
+    let all = all.chain(recipe.evidence.iter().map(|path| display_name(path)));
+    let mut labels = distinct(all.collect());
+    let measured = labels.split_off(catalogs.len());
+    let inputs = Inputs::new(catalogs, recipe.has_base(), recipe.donor(), labels);
+    let Some(evidence) = recipe.method.evidence else { return Ok(inputs) };
+    let open = |path: &PathBuf| Catalog::open(path, options);
+    let opened = recipe.evidence.iter().map(open).collect::<Result<_, _>>()?;
+    Ok(inputs.with_evidence(evidence.key(), opened, measured))
 }
 
 /// Opens a model with its adapter, if it has one.

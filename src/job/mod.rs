@@ -360,7 +360,7 @@ impl Job {
         let mut hasher = blake3::Hasher::new();
         hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
         hasher.update(self.published_recipe().as_bytes());
-        for file in self.inputs.catalogs().flat_map(|c| &c.files) {
+        for file in self.inputs.catalogs().chain(&self.inputs.evidence).flat_map(|c| &c.files) {
             hasher.update(file.header_sha256.as_bytes());
             hasher.update(&file.len.to_le_bytes());
         }
@@ -374,7 +374,8 @@ impl Job {
 
     /// A recipe of the same models as it is published.
     fn published(&self, recipe: &Recipe) -> String {
-        let paths = recipe.checkpoints().map(Path::to_owned);
+        let measured = recipe.evidence.iter().map(PathBuf::as_path);
+        let paths = recipe.checkpoints().chain(measured).map(Path::to_owned);
         let labels: Vec<(PathBuf, String)> = paths.zip(self.plan.labels.iter().cloned()).collect();
         recipe.to_yaml(|path| {
             // As the output has them, in which every row has its name.

@@ -187,14 +187,16 @@ fn untied(job: &Job) -> Option<bool> {
 
 pub(super) fn model_card(job: &Job) -> ModelCard {
     let labels = &job.plan.labels;
-    let files = job.inputs.catalogs().zip(labels).flat_map(|(catalog, label)| {
-        catalog.files.iter().map(move |file| CardFile {
-            checkpoint: label.clone(),
-            file: file.name.clone(),
-            bytes: file.len,
-            header_sha256: file.header_sha256.clone(),
-        })
-    });
+    let files = job.inputs.catalogs().chain(&job.inputs.evidence).zip(labels).flat_map(
+        |(catalog, label)| {
+            catalog.files.iter().map(move |file| CardFile {
+                checkpoint: label.clone(),
+                file: file.name.clone(),
+                bytes: file.len,
+                header_sha256: file.header_sha256.clone(),
+            })
+        },
+    );
     let experts = job.plan.experts().iter().zip(&job.recipe.models);
     ModelCard {
         base: job.plan.has_base.then(|| labels[0].clone()),

@@ -9,7 +9,9 @@ use super::bracket::{self, Found, Guess, Joint, Judged, Rows, Space};
 use super::dtype::{self, Float};
 use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
-use super::{blend, divergence, keys, math, moments, pack, products, ram, random, sce, thin, ties};
+use super::{
+    blend, divergence, keys, math, mean, moments, pack, products, ram, random, sce, thin, ties,
+};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +171,17 @@ macro_rules! kernels {
 }
 
 kernels! {
+    /// `out` = the mean of rows by `factors[i] * (weights[i] + floor)`, element by element, in doubles; where these add up
+    /// to zero, by `factors` alone.
+    fn weighted_mean(rows: &[&[f32]], weights: &[&[f32]], factors: &[f64], floor: f64, out: &mut [f32])
+        = mean::weighted_mean;
+
+    /// `out` = the mean of rows by `factors`, in doubles.
+    fn plain_mean(rows: &[&[f32]], factors: &[f64], out: &mut [f32]) = mean::plain_mean;
+
+    /// Whether some value is below zero.
+    fn any_negative(values: &[f32]) -> bool = mean::any_negative;
+
     /// Decodes little-endian `bytes` to `f32`, `out.len()` elements. F64 is rounded to nearest
     /// even; all else is exact.
     fn decode(float: Float, bytes: &[u8], out: &mut [f32]) = dtype::decode;

@@ -14,6 +14,7 @@ mod float8;
 pub mod keys;
 mod low_rank;
 mod math;
+mod mean;
 pub mod moments;
 mod pack;
 pub mod pcb;

@@ -30,6 +30,7 @@ const PLAIN: Entry = Entry {
     scopes: &[Scope::Model],
     reads: (1, 1),
     random: false,
+    evidence: None,
     per_expert: Some("lambda"),
     parameters: &[LAMBDA],
     build: |setup| Box::new(Weighted { kernels: setup.kernels }),

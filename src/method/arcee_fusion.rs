@@ -28,6 +28,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Tensor],
     reads: (1, 3),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[],
     build: |setup| Box::new(Fusion { kernels: setup.kernels }),

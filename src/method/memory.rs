@@ -64,7 +64,11 @@ fn run_stage(
                 let base = base.get(range.clone()).unwrap_or_default();
                 let out = if stage.writes() { &mut merged[range] } else { &mut [] };
                 let first = begin - tensor.first;
-                stage.add(&mut state, &Block { tensor: place, first, base, rows: &rows }, out);
+                stage.add(
+                    &mut state,
+                    &Block { tensor: place, first, base, rows: &rows, weights: &[] },
+                    out,
+                );
                 if let Some(parcel) = stage.hand_out(&mut state, false) {
                     held.keep(parcel);
                 }

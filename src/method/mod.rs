@@ -17,6 +17,7 @@ mod arcee_fusion;
 mod arithmetic;
 mod band;
 mod erased;
+mod fisher;
 mod linear;
 mod memory;
 mod nearswap;
@@ -41,7 +42,7 @@ use std::sync::Arc;
 pub use erased::{AnyStage, State};
 pub use memory::{block_len, run_in_memory};
 pub use parcels::{Held, Lost, Parcels};
-pub use registry::{Entry, Scope, Setup};
+pub use registry::{Entry, Evidence, Scope, Setup};
 pub use sampling::Sampling;
 pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
 pub use weighted::Weighted;
@@ -63,6 +64,8 @@ pub struct Block<'a> {
     /// One row per expert, in recipe order, of equal length: task vectors or plain values, as
     /// [`Method::operand`] asks.
     pub rows: &'a [&'a [f32]],
+    /// What [`Evidence`] says about these values, a row for each expert; none where there is none.
+    pub weights: &'a [&'a [f32]],
 }
 
 impl Block<'_> {
@@ -319,7 +322,8 @@ pub enum MethodError {
     },
     /// The sum of the weights, by which is to be divided, is zero.
     #[error(
-        "the weights add up to zero, so there is no mean; change a weight, or set normalize: false"
+        "the weights add up to zero, so there is no mean; change a weight, or set normalize: false where the \
+         method has it"
     )]
     NoWeight,
     /// The directions of the models, weighted, cancel.

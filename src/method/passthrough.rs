@@ -18,6 +18,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Model],
     reads: (1, 1),
     random: false,
+    evidence: None,
     per_expert: Some("scale"),
     parameters: &[Parameter::new(
         "scale",

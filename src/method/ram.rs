@@ -30,6 +30,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Model],
     reads: (1, 1),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[EPSILON],
     build: |setup| Box::new(Ram { kernels: setup.kernels, reinforces: false }),
@@ -46,6 +47,7 @@ pub(crate) static PLUS: Entry = Entry {
     scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
     reads: (1, 2),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[
         Parameter::new("r", Per::Tensor, Kind::ANY, Preset::Number(0.1), "how much more"),

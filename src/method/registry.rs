@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
-    Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, linear, nearswap, passthrough,
-    pcb, ram, sce, ties,
+    Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, fisher, linear, nearswap,
+    passthrough, pcb, ram, sce, ties,
 };
 use crate::kernel::Kernels;
 
@@ -15,6 +15,7 @@ use crate::kernel::Kernels;
 pub static ENTRIES: &[&Entry] = &[
     &pcb::ENTRY,
     &linear::ENTRY,
+    &fisher::ENTRY,
     &arithmetic::task_arithmetic::ENTRY,
     &arithmetic::ties::ENTRY,
     &ties::ENTRY,
@@ -60,6 +61,29 @@ pub enum BaseUse {
     Optional,
     /// One more model among the others, if it is listed.
     Model,
+}
+
+/// What a method is told about each model beside its weights: what was measured of it on data, in a checkpoint of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Fisher information: a number that is not negative for each element, in tensors of the weights' names and shapes.
+    Fisher,
+}
+
+impl Evidence {
+    /// The key in recipes, and the flag without its dashes.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Fisher => "fisher",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Fisher => "Fisher information of each model, element by element",
+        }
+    }
 }
 
 /// How many values a parameter has.
@@ -197,6 +221,8 @@ pub struct Entry {
     pub reads: (u8, u8),
     /// Whether it draws random numbers.
     pub random: bool,
+    /// What it must be told about each model beside its weights.
+    pub evidence: Option<Evidence>,
     /// The parameter that `--expert DIR=NUMBER` sets.
     pub per_expert: Option<&'static str>,
     /// Its parameters.

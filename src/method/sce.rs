@@ -33,6 +33,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
     reads: (1, 7),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[Parameter::new(
         "select_topk",

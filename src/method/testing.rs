@@ -50,7 +50,7 @@ pub(super) fn in_tiles(
                 let run = at..(at + block).min(end);
                 let rows: Vec<&[f32]> = rows.iter().map(|row| &row[run.clone()]).collect();
                 let base = base.get(run.clone()).unwrap_or_default();
-                let view = Block { tensor: 0, first: at as u64, base, rows: &rows };
+                let view = Block { tensor: 0, first: at as u64, base, rows: &rows, weights: &[] };
                 let out = if stage.writes() { &mut merged[run] } else { &mut [] };
                 stage.add(&mut states[k % threads], &view, out);
             }

@@ -42,6 +42,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Model, Scope::Layer, Scope::Tensor],
     reads: (1, 4),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[
         DENSITY,

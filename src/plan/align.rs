@@ -8,7 +8,7 @@ use super::inputs::Inputs;
 use super::low_rank::LowRank;
 use super::origin::{Origin, Origins, Source};
 use super::problem::{Problem, Problems};
-use super::{Action, PlanError, SourceRef, select::Selection};
+use super::{Action, PlanError, SourceRef, evidence, select::Selection};
 use crate::checkpoint::{Catalog, TensorInfo};
 use crate::kernel::Float;
 use crate::recipe::{Missing, Named, Recipe, Vocab};
@@ -46,8 +46,11 @@ pub struct Part {
     pub action: Action,
     /// Number of elements (bytes, for [`Action::Copy`]).
     pub elements: u64,
-    /// For [`Action::Merge`] all that take part in order; else the donor, and those that must agree with it.
+    /// For [`Action::Merge`] all that take part in order, then what weighs each of them; else the donor, and those that
+    /// must agree with it.
     pub sources: Vec<SourceRef>,
+    /// How many of the sources are weights.
+    pub weights: u32,
 }
 
 /// The outcome of matching all tensors.
@@ -97,6 +100,7 @@ pub(super) fn align<'a>(
     }
     matcher.extras(origins, &mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
+    evidence::told(inputs, &found.tensors, &mut found.warnings, &mut problems);
     problems.into_result()?;
     let moved = |aligned: &Aligned<'_>| {
         aligned.parts.iter().flat_map(|part| &part.sources).any(|source| source.rows.is_some())
@@ -141,6 +145,7 @@ impl Matcher<'_> {
                 action: Action::Convert,
                 elements: origin.lent.elements(),
                 sources: vec![self.lent(origin, float)],
+                weights: 0,
             },
             None => Self::raw(origin, vec![self.lent(origin, Float::F8E4M3)], false),
         }
@@ -164,7 +169,7 @@ impl Matcher<'_> {
     }
 
     fn raw(origin: &Origin<'_>, sources: Vec<SourceRef>, check: bool) -> Part {
-        Part { action: Action::Copy { check }, elements: origin.lent.len, sources }
+        Part { action: Action::Copy { check }, elements: origin.lent.len, sources, weights: 0 }
     }
 
     fn merged(
@@ -222,7 +227,8 @@ impl Matcher<'_> {
                 });
             }
         }
-        self.split(origin, float, common, sources)
+        let weights = evidence::weigh(self.inputs, origin, &mut sources, problems);
+        self.split(origin, float, common, sources, weights)
     }
 
     /// The part that all models have, and the base's tail.
@@ -232,12 +238,14 @@ impl Matcher<'_> {
         float: Float,
         common: u64,
         sources: Vec<SourceRef>,
+        weights: u32,
     ) -> Vec<Part> {
         let total = origin.lent.elements();
         let mut tail = self.lent(origin, float);
         tail.offset += common * float.size() as u64;
-        let merged = Part { action: Action::Merge, elements: common, sources };
-        let kept = Part { action: Action::Convert, elements: total - common, sources: vec![tail] };
+        let merged = Part { action: Action::Merge, elements: common, sources, weights };
+        let sources = vec![tail];
+        let kept = Part { action: Action::Convert, elements: total - common, sources, weights: 0 };
         [merged, kept].into_iter().filter(|part| part.elements > 0).collect()
     }
 

@@ -15,7 +15,11 @@ pub struct Inputs {
     /// The one that lends config, side files and, where whole models are merged, names, shapes and
     /// tensors that are not: the base, if there is one.
     pub donor: usize,
-    /// Display names, in the order of `catalogs`.
+    /// What was measured of each model, in their order; none if the method needs nothing of the kind.
+    pub evidence: Vec<Catalog>,
+    /// What that is, as recipes call it.
+    pub evidence_key: &'static str,
+    /// Display names, in the order of `catalogs` and `evidence`.
     pub labels: Vec<String>,
     /// Which token is which, if rows of embeddings move.
     pub vocabulary: Option<Vocabulary>,
@@ -28,6 +32,38 @@ pub struct Inputs {
 impl Inputs {
     /// Checkpoints with their labels.
     pub fn new(catalogs: Vec<Catalog>, has_base: bool, donor: usize, labels: Vec<String>) -> Self {
+        let (evidence, evidence_key, vocabulary) = (Vec::new(), "", None);
+        let (numbers, files) = (Vec::new(), Vec::new());
+        Self {
+            catalogs,
+            has_base,
+            donor,
+            evidence,
+            evidence_key,
+            labels,
+            vocabulary,
+            numbers,
+            files,
+        }
+        .numbered()
+    }
+
+    /// The same with what was measured of each model.
+    #[must_use]
+    pub fn with_evidence(
+        mut self,
+        key: &'static str,
+        all: Vec<Catalog>,
+        labels: Vec<String>,
+    ) -> Self {
+        (self.evidence_key, self.evidence) = (key, all);
+        self.labels.truncate(self.catalogs.len());
+        self.labels.extend(labels);
+        self.numbered()
+    }
+
+    /// Gives each file its number.
+    fn numbered(mut self) -> Self {
         let (mut files, mut known): (Vec<ShardFile>, HashMap<_, u32>) = Default::default();
         let mut number = |file: &ShardFile| {
             let real = std::fs::canonicalize(&file.path).unwrap_or_else(|_| file.path.clone());
@@ -37,8 +73,16 @@ impl Inputs {
                 files.len() as u32 - 1
             })
         };
-        let numbers = catalogs.iter().map(|c| c.files.iter().map(&mut number).collect()).collect();
-        Self { catalogs, has_base, donor, labels, vocabulary: None, numbers, files }
+        let all = self.catalogs.iter().chain(&self.evidence);
+        self.numbers = all.map(|c| c.files.iter().map(&mut number).collect()).collect();
+        self.files = files;
+        self
+    }
+
+    /// What was measured of a model, with its place among all checkpoints; none of a base.
+    pub(super) fn measured(&self, checkpoint: usize) -> Option<(usize, &Catalog)> {
+        let model = checkpoint.checked_sub(usize::from(self.has_base))?;
+        Some((self.catalogs.len() + model, self.evidence.get(model)?))
     }
 
     /// What adapters do, model by model.

@@ -6,6 +6,7 @@
 
 mod align;
 mod budget;
+mod evidence;
 mod inputs;
 mod layers;
 pub mod low_rank;
@@ -68,7 +69,7 @@ pub enum Action {
 /// Where a run of elements lies in one checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceRef {
-    /// Its position among [`Inputs::catalogs`].
+    /// Its position among [`Inputs::catalogs`], or behind them among [`Inputs::evidence`].
     pub checkpoint: u32,
     /// Index among the files of all checkpoints.
     pub file: u32,
@@ -113,8 +114,11 @@ pub struct Segment {
     pub action: Action,
     /// Number of elements; bytes for [`Action::Copy`].
     pub elements: u64,
-    /// For [`Action::Merge`] all that take part in order; else the donor, and those that must agree with it.
+    /// For [`Action::Merge`] all that take part in order, then what weighs each of them; else the donor, and those that
+    /// must agree with it.
     pub sources: Box<[SourceRef]>,
+    /// How many of the sources are weights of others, in their order.
+    pub weights: u32,
     /// Elements that must meet in one block, see [`Method::grain`]; 1 if nothing is merged.
     pub grain: u64,
     /// Its place among the segments of its unit.
@@ -136,6 +140,11 @@ impl Segment {
             0 | 1 => u64::from(most),
             grain => (u64::from(most) / grain * grain).max(grain),
         }
+    }
+
+    /// How many of the sources have values to merge: the others weigh them.
+    pub fn valued(&self) -> usize {
+        self.sources.len() - self.weights as usize
     }
 
     /// Leaves the donor as the only source; that the experts agree with it was seen before.
@@ -186,10 +195,13 @@ pub enum Run {
 pub struct Plan {
     /// The method with its parameters, for people.
     pub method: String,
-    /// Names by which checkpoints are called in messages: the base, if there is one, then the models.
+    /// Names by which checkpoints are called in messages: the base, if there is one, then the models, then what was
+    /// measured of them.
     pub labels: Vec<String>,
     /// Whether the first checkpoint is the base.
     pub has_base: bool,
+    /// How many of the names are those of base and models, and what recipes call that which the others stand for.
+    named: (usize, &'static str),
     /// The output's tensors.
     pub tensors: Vec<OutTensor>,
     /// The output's shards.
@@ -347,7 +359,7 @@ impl Plan {
         let mut warnings = alignment.warnings.clone();
         warnings.extend(recipe.idle_filters(&merged));
         warnings.extend(coefficients.warnings);
-        for warning in inputs.catalogs().flat_map(|c| &c.warnings) {
+        for warning in inputs.catalogs().chain(&inputs.evidence).flat_map(|c| &c.warnings) {
             // Models with adapters may share one.
             if !warnings.contains(warning) {
                 warnings.push(warning.clone());
@@ -357,6 +369,7 @@ impl Plan {
         Ok(Self {
             method: recipe.describe(),
             has_base: inputs.has_base,
+            named: (inputs.catalogs.len(), inputs.evidence_key),
             labels: inputs.labels.clone(),
             tensors,
             layout,
@@ -378,7 +391,14 @@ impl Plan {
 
     /// Names of the models besides the base.
     pub fn experts(&self) -> &[String] {
-        &self.labels[usize::from(self.has_base)..]
+        &self.labels[usize::from(self.has_base)..self.named.0]
+    }
+
+    /// What was measured of the models: as recipes call it, and the names.
+    pub fn evidence(&self) -> Option<(&'static str, &[String])> {
+        let (models, key) = self.named;
+        let names = self.labels.get(models..)?;
+        (!names.is_empty()).then_some((key, names))
     }
 
     /// What the method is told about a unit.
@@ -480,6 +500,7 @@ fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -
                     action: part.action,
                     elements: part.elements,
                     sources: part.sources.clone().into(),
+                    weights: part.weights,
                     grain: 1,
                     place: 0,
                     out,
@@ -543,7 +564,7 @@ fn demand(
     // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
     let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
     let block = block.saturating_sub(crate::method::BLOCK) as u64;
-    let tensors: usize = inputs.catalogs().map(|c| c.tensors.len()).sum();
+    let tensors: usize = inputs.catalogs().chain(&inputs.evidence).map(|c| c.tensors.len()).sum();
     let low_rank = low_rank::Need::new(segments);
     let maps = segments.iter().flat_map(|s| &s.sources).filter_map(|s| s.rows.as_ref());
     let runs: usize = maps.map(|map| map.runs.len()).sum();

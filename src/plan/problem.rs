@@ -31,6 +31,14 @@ pub enum Problem {
         /// Why not.
         text: String,
     },
+    /// What was measured of a model is not what the method needs.
+    #[error("{file}: {text}")]
+    Evidence {
+        /// Display name of the file.
+        file: String,
+        /// What is wrong with it.
+        text: String,
+    },
     /// Shapes differ.
     #[error("{tensor} is {other:?} in {expert} and {base:?} in the base")]
     Shape {

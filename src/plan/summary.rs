@@ -61,6 +61,9 @@ pub struct PlanSummary {
     pub missing: Vec<(String, String)>,
     /// (expert, tensor) left out.
     pub extra: Vec<(String, String)>,
+    /// What was measured of the models: as recipes call it, and a file or directory for each by display name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<(&'static str, Vec<String>)>,
     /// What adapters do, model by model.
     pub adapters: Vec<AdapterSummary>,
     /// The layers of an output that is made of slices.
@@ -112,6 +115,7 @@ impl PlanSummary {
             copied_tensors: copied,
             missing: plan.missing.clone(),
             extra: plan.extra.clone(),
+            evidence: plan.evidence().map(|(key, labels)| (key, labels.to_vec())),
             adapters: plan.adapters.clone(),
             layers: plan.layers.clone(),
             ties: plan.ties.iter().map(describe).collect(),

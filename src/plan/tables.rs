@@ -54,7 +54,12 @@ impl Matcher<'_> {
         let donor = own.get(origin.donor).copied().flatten();
         let (true, Some(donor)) = (own.len() == origin.sources.len(), donor) else {
             // What is wrong has been told.
-            return Some(Part { action: Action::Convert, elements: 0, sources: Vec::new() });
+            return Some(Part {
+                action: Action::Convert,
+                elements: 0,
+                sources: Vec::new(),
+                weights: 0,
+            });
         };
         let lender = tables.iter().find(|table| table.checkpoint == vocabulary.lender);
         let rows = lender.unwrap_or(&tables[donor]).rows.max(vocabulary.end());
@@ -74,7 +79,7 @@ impl Matcher<'_> {
         let elements = rows * columns;
         if !merges {
             let sources = vec![source(donor)];
-            return Some(Part { action: Action::Convert, elements, sources });
+            return Some(Part { action: Action::Convert, elements, sources, weights: 0 });
         }
         let sources: Vec<SourceRef> = own.iter().map(|own| source(own.unwrap_or(donor))).collect();
         for (own, of) in own.iter().zip(&sources) {
@@ -87,7 +92,7 @@ impl Matcher<'_> {
                 ));
             }
         }
-        Some(Part { action: Action::Merge, elements, sources })
+        Some(Part { action: Action::Merge, elements, sources, weights: 0 })
     }
 
     fn one_table(

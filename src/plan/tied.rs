@@ -125,6 +125,19 @@ pub fn apply(inputs: &mut Inputs, tie: &Tie) {
             Tie::Untied(candidate) => lend(catalog, candidate),
         }
     }
+    if let Tie::Alias(candidate) = tie {
+        inputs.evidence.iter_mut().for_each(|measured| rename(measured, candidate));
+    }
+}
+
+/// Has what was measured of a tied tensor under its other name only under the name that is kept.
+fn rename(measured: &mut Catalog, candidate: &Candidate) {
+    let Some(own) = measured.get(&candidate.name).cloned() else { return };
+    measured.tensors.retain(|t| *t.name != *candidate.name);
+    if measured.get(&candidate.of).is_none() {
+        let at = measured.tensors.partition_point(|t| *t.name < *candidate.of);
+        measured.tensors.insert(at, TensorInfo { name: candidate.of.as_str().into(), ..own });
+    }
 }
 
 /// Lists the embedding under the head's name too, where there is no head.

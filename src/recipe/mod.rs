@@ -4,6 +4,7 @@
 //! run is in [`Settings`]. Recipes come from flags or from YAML in mergekit's schema.
 
 mod coefficients;
+mod evidence;
 mod filters;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -171,6 +172,8 @@ pub struct Recipe {
     pub parameters: Parameters,
     /// Numbers in place of the method's [`Entry::per_expert`] parameter, tensor by tensor.
     pub coefficients: Option<Coefficients>,
+    /// What was measured of each model, in their order: see [`Entry::evidence`].
+    pub evidence: Vec<PathBuf>,
     /// Over what statistics are taken.
     pub scope: Scope,
     /// The seed of random methods.
@@ -252,6 +255,7 @@ impl Recipe {
             method,
             parameters: Parameters::default(),
             coefficients: None,
+            evidence: Vec::new(),
             scope: method.scopes.first().copied().unwrap_or_default(),
             seed: 0,
             include: Vec::new(),
@@ -409,6 +413,7 @@ impl Recipe {
         }
         self.check_models()?;
         self.check_coefficients()?;
+        self.check_evidence()?;
         let mut warnings = self.check_parameters()?;
         if self.seed != 0 && !self.method.random {
             warnings.push(format!("{name} draws no random numbers; the seed has no effect"));

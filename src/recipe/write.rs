@@ -51,6 +51,10 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
             key(name, format!("[{}]", list.join(", ")));
         }
     }
+    if let Some(evidence) = recipe.method.evidence {
+        let list: Vec<String> = recipe.evidence.iter().map(|path| model(path)).collect();
+        key(evidence.key(), format!("[{}]", list.join(", ")));
+    }
     if let Some(given) = &recipe.coefficients {
         let path = quoted(&name(&given.path));
         // What they say is part of the recipe, wherever they lie.

@@ -34,7 +34,7 @@ pub(crate) fn merge(
             let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
             let first = range.start as u64 - unit.tensors[tensor].first;
             let base = base.get(range.clone()).unwrap_or_default();
-            let block = Block { tensor, first, base, rows: &rows };
+            let block = Block { tensor, first, base, rows: &rows, weights: &[] };
             let values = if stage.writes() { &mut out[range] } else { &mut [] };
             let state = &mut states[(turn * 7 + turn / 3) % run.workers];
             stage.add(state, &block, values);

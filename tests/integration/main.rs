@@ -9,6 +9,7 @@ mod cli;
 mod coefficients;
 mod components;
 mod diff;
+mod evidence;
 mod failures;
 mod lora;
 mod malformed;

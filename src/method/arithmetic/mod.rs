@@ -48,6 +48,7 @@ const THINNED: Entry = Entry {
     scopes: &[Scope::Tensor, Scope::Layer, Scope::Model],
     reads: (1, 2),
     random: false,
+    evidence: None,
     per_expert: Some("weight"),
     parameters: &[],
     build: |setup| Family::boxed(setup, false, Thinning::Nothing),

@@ -17,6 +17,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Model],
     reads: (1, 1),
     random: false,
+    evidence: None,
     per_expert: Some("weight"),
     parameters: &[
         WEIGHT,

@@ -168,7 +168,8 @@ fn missing_parcels_are_noticed() {
     let (unit, row) = (unit(&[5000], values(&[0.2], false)), smooth(5000, 1));
     let stage = family(true, Thinning::Largest).start(&unit).unwrap();
     let mut state = stage.empty();
-    let block = Block { tensor: 0, first: 0, base: &[0.0; 4096], rows: &[&row[..4096]] };
+    let block =
+        Block { tensor: 0, first: 0, base: &[0.0; 4096], rows: &[&row[..4096]], weights: &[] };
     stage.add(&mut state, &block, &mut []);
     assert!(stage.hand_out(&mut state, true).is_some());
     let lost = stage.finish(state, &Held::default());

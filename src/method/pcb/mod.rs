@@ -89,6 +89,7 @@ pub static ENTRY: Entry = Entry {
     scopes: &[Scope::Model, Scope::Layer, Scope::Tensor],
     reads: (1, 2),
     random: false,
+    evidence: None,
     per_expert: Some("lambda"),
     parameters: &[
         Parameter::new(

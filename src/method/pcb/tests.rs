@@ -81,7 +81,8 @@ pub(super) fn merge_in_parts(
                 let range = start..start + len;
                 let rows: Vec<&[f32]> = taus.iter().map(|t| &t[range.clone()]).collect();
                 let (tensor, first) = (0, start as u64);
-                let block = Block { tensor, first, base: &base[range.clone()], rows: &rows };
+                let block =
+                    Block { tensor, first, base: &base[range.clone()], rows: &rows, weights: &[] };
                 let values = if stage.writes() { &mut out[range] } else { &mut [] };
                 let state = &mut states[(turn * 7 + turn / 3) % workers];
                 stage.add(state, &block, values);

@@ -16,6 +16,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Tensor],
     reads: (1, 2),
     random: false,
+    evidence: None,
     per_expert: Some("weight"),
     parameters: &[
         Parameter::new("weight", Per::Model, Kind::ANY, Preset::Required, "weight of the model"),

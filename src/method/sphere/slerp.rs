@@ -16,6 +16,7 @@ pub(crate) static ENTRY: Entry = Entry {
     scopes: &[Scope::Tensor],
     reads: (1, 2),
     random: false,
+    evidence: None,
     per_expert: None,
     parameters: &[Parameter::new(
         "t",

@@ -26,7 +26,7 @@ const SCHEMA: [&str; 12] = [
 ];
 
 /// Keys of reflow: what flags say beside the schema.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     "include",
     "exclude",
     "shard_size",
@@ -38,7 +38,11 @@ const OWN: [&str; 11] = [
     "copy_code",
     "coefficients",
     "coefficients_order",
+    "fisher",
 ];
+
+/// Those of them that are lists of paths.
+const EVIDENCE: [&str; 1] = ["fisher"];
 
 /// A recipe as it is written.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +144,8 @@ pub struct Own {
     pub include: Vec<String>,
     /// Patterns of tensors to take from the base.
     pub exclude: Vec<String>,
+    /// What was measured of the models: the key, a path for each, and its place.
+    pub evidence: Vec<(&'static str, Vec<String>, Place)>,
     /// Words for single keys: the key, its value and its place.
     pub words: Vec<(&'static str, String, Place)>,
 }
@@ -348,7 +354,12 @@ impl Own {
             node.list(key)?.iter().map(|item| item.text(key)).collect()
         };
         let mut words = Vec::new();
-        for key in OWN.into_iter().filter(|key| !["include", "exclude"].contains(key)) {
+        let evidence =
+            EVIDENCE.into_iter().filter_map(|key| fields.get(key).map(|node| (key, node)));
+        let evidence = evidence.map(|(key, node)| Ok((key, patterns(key)?, node.at)));
+        let evidence = evidence.collect::<Result<_, Complaint>>()?;
+        let lists = |key: &&str| ["include", "exclude"].contains(key) || EVIDENCE.contains(key);
+        for key in OWN.into_iter().filter(|key| !lists(key)) {
             let Some(node) = fields.get(key) else { continue };
             let text = match &node.value {
                 Value::Bool(on) => on.to_string(),
@@ -356,6 +367,6 @@ impl Own {
             };
             words.push((key, text, node.at));
         }
-        Ok(Self { include: patterns("include")?, exclude: patterns("exclude")?, words })
+        Ok(Self { include: patterns("include")?, exclude: patterns("exclude")?, evidence, words })
     }
 }

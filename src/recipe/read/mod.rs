@@ -274,6 +274,10 @@ impl Reader<'_> {
                 }
             };
         }
+        for (key, paths, at) in &own.evidence {
+            let paths = paths.iter().map(PathBuf::from).collect();
+            recipe.take_evidence([(*key, paths)]).map_err(|error| self.at(*at, error))?;
+        }
         let file = |key: &str| own.get(key).map(|(text, _)| PathBuf::from(text));
         recipe.coefficients = match (file("coefficients"), file("coefficients_order")) {
             (Some(path), order) => Some(Coefficients::at(path, order)),

@@ -167,7 +167,8 @@ fn missing_parcels_are_noticed() {
     for e in (0..10_000).step_by(BLOCK) {
         let range = e..(e + BLOCK).min(10_000);
         let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
-        let block = Block { tensor: 0, first: e as u64, base: &base[range], rows: &rows };
+        let block =
+            Block { tensor: 0, first: e as u64, base: &base[range], rows: &rows, weights: &[] };
         stage.add(&mut state, &block, &mut []);
     }
     assert!(stage.hand_out(&mut state, true).is_some());
