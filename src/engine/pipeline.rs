@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use super::adapters::{Adapters, Products};
 use super::alarm::Alarm;
 use super::decode::TileData;
-use super::rows::gather;
+use super::rows::Rows;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
@@ -141,7 +141,7 @@ fn read(
     alarm: &Alarm,
 ) -> Result<u64, EngineError> {
     let Sources { tiles: source, scattered } = sources;
-    let mut adapters = Adapters::default();
+    let (mut adapters, mut rows) = (Adapters::default(), Rows::default());
     let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
     let mut next = work.tiles(context.plan);
     let (mut number, mut issued) = (0, 0);
@@ -163,7 +163,7 @@ fn read(
         if let Some((planned, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
             let products = adapters.of(context, planned.tile.segment, scattered)?;
             let bytes = source.read(&ranges)?;
-            let bytes = with_rows(context, planned.tile, bytes, scattered)?;
+            let bytes = with_rows(context, planned.tile, bytes, (&mut rows, scattered))?;
             let loaded = Loaded { number, planned, bytes, products, ticket };
             if to_workers.send(loaded).is_err() {
                 break;
@@ -204,14 +204,17 @@ fn with_rows(
     context: &Context<'_>,
     tile: Tile,
     read: Vec<TileBytes>,
-    scattered: &mut Source,
+    (rows, scattered): (&mut Rows, &mut Source),
 ) -> Result<Vec<Bytes>, EngineError> {
     let segment = &context.plan.segments[tile.segment as usize];
     let mut read = read.into_iter();
     let mut bytes = Vec::with_capacity(segment.sources.len());
     for i in segment.read() {
         bytes.push(match &segment.sources[i].rows {
-            Some(map) => Bytes::Made(gather(context, map, segment.first, tile, scattered)?),
+            Some(map) => {
+                let map = (map, segment.sources.len());
+                Bytes::Made(rows.gather(context, map, segment.first, tile, scattered)?)
+            }
             None => match read.next() {
                 Some(read) => Bytes::Read(read),
                 None => break,

@@ -49,6 +49,7 @@ mod scene;
 mod snapshots;
 mod staging;
 mod status;
+mod template;
 mod verify;
 mod vocabulary;
 
@@ -119,7 +120,10 @@ impl Job {
         }
         let mut inputs = inputs::open(&recipe)?;
         let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
-        let (tokenizer, warnings) = vocabulary::settle(&recipe, &mut inputs)?;
+        let (mut tokenizer, mut warnings) = vocabulary::settle(&recipe, &mut inputs)?;
+        let (template, warning) = template::settle(&recipe, &inputs)?;
+        tokenizer.template = template;
+        warnings.extend(warning);
         for warning in warnings {
             progress.event(&Event::Warning { text: &warning });
         }
@@ -166,7 +170,8 @@ impl Job {
             progress.event(&Event::Warning { text: &warning });
         }
         let method = Box::new(Weighted { kernels });
-        let tokenizer = Tokenizer::default();
+        let (template, _) = template::settle(&recipe, &inputs)?;
+        let tokenizer = Tokenizer { template, ..Tokenizer::default() };
         let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels };
         Self::assemble(parts, settings, Some((&components, file)), progress)
     }

@@ -10,8 +10,10 @@ use super::Job;
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{Output, hex};
 use super::verify::{self, Depth};
+use super::vocabulary::Tokenizer;
 use crate::checkpoint::tokenizer::{
-    TOKENIZER, config_with_tokens, is_tokenizer_file, list_with_tokens, with_tokens,
+    TEMPLATE, TEMPLATE_JSON, TOKENIZER, TOKENIZER_CONFIG, config_with_tokens, is_tokenizer_file,
+    list_with_tokens, with_template, with_tokens,
 };
 use crate::checkpoint::{
     CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, config_json, relayered,
@@ -53,8 +55,12 @@ fn donated(job: &Job) -> Result<Vec<String>, Error> {
     if let Some(root) = &job.tokenizer.root {
         names.retain(|name| !is_tokenizer_file(name));
         names.extend(side_files(root, false)?.into_iter().filter(|name| is_tokenizer_file(name)));
-        names.sort();
     }
+    if job.tokenizer.template.is_some() {
+        names.push(TEMPLATE.to_owned());
+    }
+    names.sort();
+    names.dedup();
     Ok(names)
 }
 
@@ -62,15 +68,23 @@ fn donated(job: &Job) -> Result<Vec<String>, Error> {
 fn side_file(job: &Job, name: &str) -> Result<Vec<u8>, Error> {
     let other = job.tokenizer.root.as_ref().filter(|_| is_tokenizer_file(name));
     let from = other.unwrap_or(&job.inputs.donor().root).join(name);
+    let Tokenizer { added, template, .. } = &job.tokenizer;
+    if let (TEMPLATE, Some(template)) = (name, template) {
+        return Ok(template.clone().into_bytes());
+    }
     let bytes = patiently(|| std::fs::read(&from)).at("read", &from)?;
-    let added = &job.tokenizer.added;
-    let edited = match name {
-        _ if added.is_empty() => return Ok(bytes),
+    let with_added = |bytes: Vec<u8>| match name {
+        _ if added.is_empty() => Ok(bytes),
         TOKENIZER => with_tokens(&bytes, added),
-        "tokenizer_config.json" => config_with_tokens(&bytes, added),
+        TOKENIZER_CONFIG => config_with_tokens(&bytes, added),
         "added_tokens.json" => list_with_tokens(&bytes, added),
-        _ => return Ok(bytes),
+        _ => Ok(bytes),
     };
+    let edited = with_added(bytes).and_then(|bytes| match (name, template) {
+        // A processor's file, too: its loader looks there.
+        (TOKENIZER_CONFIG | TEMPLATE_JSON, Some(template)) => with_template(&bytes, template),
+        _ => Ok(bytes),
+    });
     Ok(edited.map_err(|reason| CheckpointError::File { path: from, reason })?)
 }
 

@@ -1,13 +1,13 @@
 //! Whose tokenizer the output has, and which token of each model is which of the output.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::tokenizer::{self, Added, TOKENIZER, Vocabulary};
 use crate::plan::Inputs;
-use crate::plan::rows::{self, NONE};
-use crate::recipe::{Recipe, TokenizerSource};
+use crate::plan::rows::{self, NONE, Rule};
+use crate::recipe::{self, OtherToken, Recipe, TokenRow, TokenRule, TokenizerSource};
 
 /// The tokenizer of an output.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,6 +16,8 @@ pub(super) struct Tokenizer {
     pub(super) root: Option<PathBuf>,
     /// Tokens that it has besides those.
     pub(super) added: Vec<Added>,
+    /// Its chat template, if not the one in these files.
+    pub(super) template: Option<String>,
 }
 
 /// What the recipe asks for. Tells the inputs which rows move, if any do; returns what looks suspicious, too.
@@ -29,12 +31,14 @@ pub(super) fn settle(
     let Some(wanted) = &recipe.tokenizer else { return Ok(Default::default()) };
     let position = |path: &Path| recipe.checkpoints().position(|other| other == path);
     let base = recipe.base.as_deref().and_then(position);
-    let lender = match wanted {
+    let lender = match &wanted.source {
         TokenizerSource::Base | TokenizerSource::Union => base.unwrap_or(inputs.donor),
         TokenizerSource::Model(path) => position(path).unwrap_or(inputs.donor),
     };
     let mut warnings = Vec::new();
-    if *wanted == TokenizerSource::Base
+    let plain = wanted.rules.is_empty() && wanted.multiple.is_none();
+    if wanted.source == TokenizerSource::Base
+        && plain
         && inputs.catalogs().all(|catalog| !catalog.root.join(TOKENIZER).exists())
     {
         let text = format!("no model has a {TOKENIZER}: rows are merged as they are numbered");
@@ -42,29 +46,25 @@ pub(super) fn settle(
     }
     let mut output = need(inputs, lender)?;
     let mut tokenizer = Tokenizer::default();
-    if *wanted == TokenizerSource::Union {
-        tokenizer.added = unite(inputs, lender, &mut output)?;
+    if wanted.source == TokenizerSource::Union {
+        tokenizer.added = unite(inputs, lender, &mut output, &mut warnings)?;
     }
+    let named = wanted.rules.iter().map(|rule| rule.token.as_str());
+    tokenizer.added.extend(add(inputs, named, &mut output)?);
     if lender != inputs.donor {
-        let id = |at: usize, key: &str| inputs.catalogs[at].config.as_ref()?.get(key).cloned();
-        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-            if id(lender, key) != id(inputs.donor, key) {
-                warnings.push(format!(
-                    "config.json and generation_config.json are those of {}, and {key} of {}, whose tokenizer the \
-                     output has, is another: set it right in the output",
-                    inputs.labels[inputs.donor], inputs.labels[lender]
-                ));
-            }
-        }
+        warnings.extend(other_numbers(inputs, lender));
         tokenizer.root = Some(inputs.catalogs[lender].root.clone());
     }
     let end = output.end() as usize;
+    let mut rules = Rules::new(wanted, recipe, &output);
     let mut same = true;
     let mut known: HashMap<PathBuf, usize> = HashMap::new();
     let (mut numbers, mut taken): (Vec<Vec<u32>>, Vec<Vec<bool>>) = Default::default();
     for (at, catalog) in inputs.catalogs.iter().enumerate() {
         let root = &catalog.root;
-        if let Some(&other) = known.get(root) {
+        if let Some(&other) = known.get(root)
+            && !rules.ask(at)
+        {
             numbers.push(numbers[other].clone());
             taken.push(taken[other].clone());
             continue;
@@ -79,6 +79,7 @@ pub(super) fn settle(
             ));
             need(inputs, lender)?
         };
+        rules.answer(at, &own, &root.join(TOKENIZER))?;
         let mut of = vec![NONE; end];
         for (token, &number) in &output.ids {
             if let (Some(place), Some(&id)) = (of.get_mut(number as usize), own.ids.get(token)) {
@@ -93,10 +94,113 @@ pub(super) fn settle(
         numbers.push(of);
         taken.push(there);
     }
-    if !same {
-        inputs.vocabulary = Some(rows::Vocabulary { numbers, taken, base, lender });
+    let rules = rules.settled(&numbers).map_err(|token| CheckpointError::File {
+        path: inputs.catalogs[lender].root.join(TOKENIZER),
+        reason: format!(
+            "lacks the token {token:?} of the recipe's `tokens`, as do all other models: give it a `source`, for \
+             example {{kind: zero}}"
+        ),
+    })?;
+    if !same || !plain {
+        let rows = wanted.multiple.map(|multiple| (end as u64).next_multiple_of(multiple));
+        inputs.vocabulary = Some(rows::Vocabulary { numbers, taken, base, lender, rules, rows });
     }
     Ok((tokenizer, warnings))
+}
+
+/// What a recipe says about the rows of single tokens, by their numbers in the output.
+struct Rules<'a> {
+    asked: Vec<(u32, &'a TokenRule)>,
+    models: Vec<Option<usize>>,
+    answered: BTreeMap<u32, Rule>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(wanted: &'a recipe::Tokenizer, recipe: &Recipe, output: &Vocabulary) -> Self {
+        let number = |rule: &'a TokenRule| Some((*output.ids.get(&rule.token)?, rule));
+        let asked: Vec<(u32, &TokenRule)> = wanted.rules.iter().filter_map(number).collect();
+        let model = |(_, rule): &(u32, &TokenRule)| match &rule.row {
+            Some(TokenRow::Own(path) | TokenRow::Other(path, _)) => {
+                recipe.checkpoints().position(|other| other == path)
+            }
+            Some(TokenRow::Zero) | None => None,
+        };
+        let models = asked.iter().map(model).collect();
+        let zero = |&&(_, rule): &&(u32, &TokenRule)| rule.row == Some(TokenRow::Zero);
+        let settled = |&(number, rule): &(u32, &TokenRule)| {
+            (number, Rule { token: rule.token.clone(), from: None, force: rule.force })
+        };
+        let answered = asked.iter().filter(zero).map(settled).collect();
+        Self { asked, models, answered }
+    }
+
+    /// Whether some rows are those of this checkpoint.
+    fn ask(&self, checkpoint: usize) -> bool {
+        self.models.contains(&Some(checkpoint))
+    }
+
+    /// Finds the rows of this checkpoint, whose tokens are `own`, as read from `path`.
+    fn answer(
+        &mut self,
+        checkpoint: usize,
+        own: &Vocabulary,
+        path: &Path,
+    ) -> Result<(), CheckpointError> {
+        let here = self.asked.iter().zip(&self.models).filter(|(_, at)| **at == Some(checkpoint));
+        for (&(number, rule), _) in here {
+            let found = match &rule.row {
+                Some(TokenRow::Own(_)) => own.ids.get(&rule.token).copied().ok_or(&rule.token),
+                Some(TokenRow::Other(_, OtherToken::Text(other))) => {
+                    own.ids.get(other).copied().ok_or(other)
+                }
+                // Whether there is such a row is seen where the tables are.
+                Some(TokenRow::Other(_, OtherToken::Id(id))) => {
+                    Ok(u32::try_from(*id).unwrap_or(u32::MAX))
+                }
+                Some(TokenRow::Zero) | None => continue,
+            };
+            let row = found.map_err(|token| CheckpointError::File {
+                path: path.to_owned(),
+                reason: format!(
+                    "lacks the token {token:?}, whose row the recipe wants for {:?}",
+                    rule.token
+                ),
+            })?;
+            let (token, from) = (rule.token.clone(), Some((checkpoint, row)));
+            let _new = self.answered.insert(number, Rule { token, from, force: rule.force });
+        }
+        Ok(())
+    }
+
+    /// All rules.
+    ///
+    /// # Errors
+    /// A token that no model has and that has no rule.
+    fn settled(self, numbers: &[Vec<u32>]) -> Result<BTreeMap<u32, Rule>, String> {
+        let nobody = |number: u32| {
+            numbers.iter().all(|of| of.get(number as usize).is_none_or(|&row| row == NONE))
+        };
+        let mut bare = self.asked.iter().filter(|(number, _)| !self.answered.contains_key(number));
+        match bare.find(|(number, _)| nobody(*number)) {
+            Some((_, rule)) => Err(rule.token.clone()),
+            None => Ok(self.answered),
+        }
+    }
+}
+
+/// Warnings about numbers of special tokens that the donor's config has and the lender's tokenizer has not.
+fn other_numbers(inputs: &Inputs, lender: usize) -> Vec<String> {
+    let id = |at: usize, key: &str| inputs.catalogs[at].config.as_ref()?.get(key).cloned();
+    let keys = ["bos_token_id", "eos_token_id", "pad_token_id"].into_iter();
+    keys.filter(|key| id(lender, key) != id(inputs.donor, key))
+        .map(|key| {
+            format!(
+                "config.json and generation_config.json are those of {}, and {key} of {}, whose tokenizer the \
+                 output has, is another: set it right in the output",
+                inputs.labels[inputs.donor], inputs.labels[lender]
+            )
+        })
+        .collect()
 }
 
 /// The tokens of a checkpoint.
@@ -111,43 +215,97 @@ fn need(inputs: &Inputs, at: usize) -> Result<Vocabulary, CheckpointError> {
     })
 }
 
-/// Gives the added tokens of other models numbers behind those of the output's tokenizer.
+/// Gives the tokens of other models numbers behind those of the output's tokenizer: first those of their vocabularies,
+/// then their added tokens, each in the order of models and numbers.
 fn unite(
     inputs: &Inputs,
     lender: usize,
     output: &mut Vocabulary,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<Added>, CheckpointError> {
-    let mut added = Vec::new();
-    let mut seen: Vec<&Path> = vec![&inputs.catalogs[lender].root];
+    let (mut words, mut added): (Vec<Added>, Vec<Added>) = Default::default();
+    let (mut taken, mut outside): (HashSet<String>, HashSet<String>) = Default::default();
+    for_others(inputs, Some(lender), |other, label| {
+        let own: HashSet<&str> = other.added.iter().map(|token| token.content.as_str()).collect();
+        let lacking = other.ids.iter().filter(|(token, _)| {
+            !output.ids.contains_key(*token)
+                && !own.contains(token.as_str())
+                && !taken.contains(*token)
+        });
+        let mut lacking: Vec<(u32, &str)> =
+            lacking.map(|(token, &id)| (id, token.as_str())).collect();
+        lacking.sort_unstable();
+        if let Some((_, first)) = lacking.first() {
+            warnings.push(format!(
+                "{} tokens of {label}'s vocabulary, as {first:?}, become added tokens of the output, without their merge \
+                 rules: they are found where a text has them letter for letter",
+                lacking.len()
+            ));
+        }
+        let new: Vec<String> = lacking.into_iter().map(|(_, token)| token.to_owned()).collect();
+        taken.extend(new.iter().cloned());
+        words.extend(new.into_iter().map(Added::plain));
+        outside.extend(own.into_iter().map(str::to_owned));
+        added.extend(other.added);
+    })?;
+    // What one model has added is no word, though another has it as one.
+    words.retain(|word| !outside.contains(&word.content));
+    Ok(number(words.into_iter().chain(added), output))
+}
+
+/// Gives tokens that the output lacks numbers; each is as the first model that has added it says, else a plain one.
+fn add<'a>(
+    inputs: &Inputs,
+    tokens: impl Iterator<Item = &'a str>,
+    output: &mut Vocabulary,
+) -> Result<Vec<Added>, CheckpointError> {
+    let lacking: Vec<&str> = tokens.filter(|token| !output.ids.contains_key(*token)).collect();
+    if lacking.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut found: Vec<Option<Added>> = vec![None; lacking.len()];
+    for_others(inputs, None, |other, _| {
+        for (token, found) in lacking.iter().zip(&mut found) {
+            let own = || other.added.iter().find(|own| own.content == *token).cloned();
+            *found = found.take().or_else(own);
+        }
+    })?;
+    let new = lacking.into_iter().zip(found);
+    let new = new.map(|(token, found)| found.unwrap_or_else(|| Added::plain(token.to_owned())));
+    Ok(number(new.collect::<Vec<_>>().into_iter(), output))
+}
+
+/// Shows the tokenizers of all models but one that have any, each once, one after the other.
+fn for_others<'a>(
+    inputs: &'a Inputs,
+    but: Option<usize>,
+    mut see: impl FnMut(Vocabulary, &'a str),
+) -> Result<(), CheckpointError> {
+    let but = but.and_then(|at| inputs.catalogs.get(at));
+    let mut seen: Vec<&Path> = but.map(|catalog| catalog.root.as_path()).into_iter().collect();
     for (catalog, label) in inputs.catalogs.iter().zip(&inputs.labels) {
         if seen.contains(&catalog.root.as_path()) || !tokenizer::has_tokenizer(&catalog.root) {
             continue;
         }
         seen.push(&catalog.root);
-        let other = tokenizer::vocabulary(&catalog.root)?.unwrap_or_default();
-        let own = |id: u32| other.added.iter().any(|token| token.id == id);
-        let strange = other.ids.iter().filter(|(token, _)| !output.ids.contains_key(*token));
-        let strange = strange.filter(|&(_, &id)| !own(id)).min_by_key(|&(_, &id)| id);
-        if let Some((token, _)) = strange {
-            return Err(CheckpointError::File {
-                path: catalog.root.join(TOKENIZER),
-                reason: format!(
-                    "has the token {token:?} in its model, which {} lacks: only added tokens can be united with \
-                     another tokenizer; {label} is of another kind, or name a model's tokenizer instead of `union`",
-                    inputs.labels[lender]
-                ),
-            });
-        }
-        for token in &other.added {
-            if output.ids.contains_key(&token.content) {
-                continue;
-            }
-            let id = output.end();
-            let mut entry = token.entry.clone();
-            entry["id"] = id.into();
-            let _new = output.ids.insert(token.content.clone(), id);
-            added.push(Added { id, content: token.content.clone(), entry });
-        }
+        see(tokenizer::vocabulary(&catalog.root)?.unwrap_or_default(), label);
     }
-    Ok(added)
+    Ok(())
+}
+
+/// Those of the tokens that the output lacks, with numbers behind its own.
+fn number(tokens: impl Iterator<Item = Added>, output: &mut Vocabulary) -> Vec<Added> {
+    let mut end = output.end();
+    let mut added = Vec::new();
+    for mut token in tokens {
+        if output.ids.contains_key(&token.content) {
+            continue;
+        }
+        token.id = end;
+        token.entry["id"] = end.into();
+        let _new = output.ids.insert(token.content.clone(), end);
+        added.push(token);
+        end += 1;
+    }
+    added
 }

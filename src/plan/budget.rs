@@ -153,13 +153,14 @@ fn compute(
         Mode::Direct => demand.inputs * (span + (8 << 10) * tiles as u64),
     };
     // One matrix or run of rows is read at a time, the next one asked for. Each file keeps the block under its cursor.
-    let Need { chunk, files, .. } = demand.low_rank;
+    let Need { chunk, files, means, .. } = demand.low_rank;
     let reading = match demand.mode {
         Mode::Mmap => Grain::Sparse.footprint(files, 2 * chunk),
         Mode::Pread => 2 * chunk + Grain::Sparse.footprint(files, 2 * chunk),
         Mode::Direct => 2 * (chunk + (8 << 10)),
     };
-    let adapter_bytes = if files == 0 { 0 } else { reading + demand.low_rank.live(tiles, tile) };
+    let adapter_bytes =
+        if files == 0 { 0 } else { reading + means + demand.low_rank.live(tiles, tile) };
     let write_behind = (8 * u64::from(tile) * demand.output_bytes).clamp(1 << 20, most);
     Budget {
         limit,

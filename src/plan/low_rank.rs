@@ -109,6 +109,8 @@ pub(crate) struct Need {
     pub(super) chunk: u64,
     /// Files of adapters and of tables whose rows move.
     pub(super) files: u64,
+    /// Bytes of the means of rows of one tensor, and of making one more.
+    pub(super) means: u64,
 }
 
 impl Need {
@@ -123,10 +125,15 @@ impl Need {
                     files.push(factor.file);
                 }
             }
+            let mut means = 0;
             for map in segment.sources.iter().filter_map(|s| s.rows.as_ref()) {
                 need.chunk = need.chunk.max(CHUNK);
                 files.extend(map.tables.iter().map(|table| table.file));
+                if map.has_mean() {
+                    means = means.max(8 * map.columns) + 4 * map.columns;
+                }
             }
+            need.means = need.means.max(means);
             if bytes > 0 {
                 need.segments.push((bytes, segment.elements));
             }

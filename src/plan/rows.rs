@@ -1,5 +1,7 @@
 //! Rows of embeddings that move: which row of which table each row of the output is, where tokens have other numbers.
 
+use std::collections::BTreeMap;
+
 use crate::kernel::Float;
 
 /// Numbers of tokens that a checkpoint does not have.
@@ -17,6 +19,21 @@ pub struct Vocabulary {
     pub base: Option<usize>,
     /// The checkpoint whose tokenizer is the output's, or the beginning of it.
     pub lender: usize,
+    /// What the recipe says about single tokens, by their numbers in the output.
+    pub rules: BTreeMap<u32, Rule>,
+    /// How many rows the output has, if not those of the lender. Rows of no token are then the mean of all others.
+    pub rows: Option<u64>,
+}
+
+/// Where the row of a token comes from in models that lack it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The token, for messages.
+    pub token: String,
+    /// A checkpoint and the row there; zeros if none.
+    pub from: Option<(usize, u32)>,
+    /// Whether models that have the token take this row, too.
+    pub force: bool,
 }
 
 impl Vocabulary {
@@ -56,6 +73,8 @@ pub struct Run {
     pub rows: u64,
     /// Tables and rows of which they are the mean; zeros if none.
     pub from: Vec<(u32, u64)>,
+    /// Whether each of them is the mean of all rows of runs for which this is not so.
+    pub mean: bool,
 }
 
 /// What the rows of one source of the output's tensor are made of.
@@ -71,7 +90,8 @@ pub struct RowMap {
 
 impl RowMap {
     /// The rows of table `own` for `rows` rows of the output. A token has its own row where the model has it; else that
-    /// of the base; else the mean of those of all that have it. Padding stays, if it is padding there, or is the lender's.
+    /// of the base; else the mean of those of all that have it; unless a rule says otherwise. Padding stays, if it is
+    /// padding there, or is the lender's, or the mean of all rows of tokens.
     pub(super) fn new(
         vocabulary: &Vocabulary,
         tables: &[Table],
@@ -91,19 +111,30 @@ impl RowMap {
         let mut from: Vec<(u32, u64)> = Vec::new();
         for row in 0..rows {
             from.clear();
-            let mut one = [Some(own), base].into_iter().flatten();
-            if let Some(one) = one.find_map(|t| Some((t as u32, has(t, row)?))) {
-                from.push(one);
-            } else {
+            let mut mean = false;
+            let rule = u32::try_from(row).ok().and_then(|row| vocabulary.rules.get(&row));
+            let one = match rule {
+                Some(rule) if rule.force => None,
+                _ => has(own, row).map(|at| (own, at)),
+            };
+            let one = one.or_else(|| match rule {
+                Some(rule) => rule.from.and_then(|(of, at_row)| Some((at(of)?, u64::from(at_row)))),
+                None => base.and_then(|base| Some((base, has(base, row)?))),
+            });
+            if let Some((table, at_row)) = one {
+                from.push((table as u32, at_row));
+            } else if rule.is_none() {
                 from.extend((0..tables.len()).filter_map(|t| Some((t as u32, has(t, row)?))));
             }
-            if from.is_empty() {
+            if from.is_empty() && rule.is_none() && vocabulary.rows.is_some() {
+                mean = true;
+            } else if from.is_empty() && rule.is_none() {
                 let mut padding = [Some(own), lender].into_iter().flatten();
                 from.extend(padding.find(|&t| is_padding(t, row)).map(|t| (t as u32, row)));
             }
             match runs.last_mut() {
-                Some(run) if run.is_followed_by(&from) => run.rows += 1,
-                _ => runs.push(Run { first: row, rows: 1, from: from.clone() }),
+                Some(run) if run.mean == mean && run.is_followed_by(&from) => run.rows += 1,
+                _ => runs.push(Run { first: row, rows: 1, from: from.clone(), mean }),
             }
         }
         Self { columns, tables: tables.to_vec(), runs }
@@ -113,6 +144,11 @@ impl RowMap {
     pub(super) fn moved(&self, own: usize) -> u64 {
         let stays = |run: &&Run| run.from[..] == [(own as u32, run.first)];
         self.runs.iter().filter(|run| !stays(run)).map(|run| run.rows).sum()
+    }
+
+    /// Whether some rows are means of all others.
+    pub fn has_mean(&self) -> bool {
+        self.runs.iter().any(|run| run.mean)
     }
 
     /// The runs that hold elements of `first..end`.
@@ -151,11 +187,16 @@ mod tests {
             ],
             taken: vec![vec![true; 3], vec![true; 5], vec![true; 3]],
             base: Some(0),
-            lender: 0,
+            ..Vocabulary::default()
         };
         let tables = [table(0, 6), table(1, 5), table(2, 3)];
         let map = |own| RowMap::new(&vocabulary, &tables, own, 6, 4);
-        let run = |first, rows, from: &[(u32, u64)]| Run { first, rows, from: from.to_vec() };
+        let run = |first, rows, from: &[(u32, u64)]| Run {
+            first,
+            rows,
+            from: from.to_vec(),
+            mean: false,
+        };
         assert_eq!(
             map(0).runs,
             [
@@ -196,8 +237,53 @@ mod tests {
     #[test]
     fn a_row_that_nobody_has_is_zero() {
         let vocabulary =
-            Vocabulary { numbers: vec![vec![0]], taken: vec![vec![true]], base: None, lender: 0 };
+            Vocabulary { numbers: vec![vec![0]], taken: vec![vec![true]], ..Vocabulary::default() };
         let map = RowMap::new(&vocabulary, &[table(0, 1)], 0, 2, 4);
-        assert_eq!(map.runs[1], Run { first: 1, rows: 1, from: Vec::new() });
+        assert_eq!(map.runs[1], Run { first: 1, rows: 1, from: Vec::new(), mean: false });
+    }
+
+    #[test]
+    fn a_rule_says_where_a_row_comes_from() {
+        // Tokens a b c d; the model lacks c and d, the base has all but d, which is x's.
+        let rule = |from, force| Rule { token: String::new(), from, force };
+        let mut vocabulary = Vocabulary {
+            numbers: vec![vec![0, 1, 2, NONE], vec![0, 1, NONE, NONE], vec![0, 1, 2, 3]],
+            taken: vec![vec![true; 3], vec![true; 2], vec![true; 4]],
+            base: Some(0),
+            ..Vocabulary::default()
+        };
+        vocabulary.rules = BTreeMap::from([
+            (0, rule(Some((2, 3)), false)),
+            (1, rule(Some((2, 3)), true)),
+            (2, rule(None, false)),
+            (3, rule(Some((0, 1)), false)),
+        ]);
+        let tables = [table(0, 4), table(1, 4), table(2, 4)];
+        let of = |own: usize, vocabulary: &Vocabulary| -> Vec<Vec<(u32, u64)>> {
+            let map = RowMap::new(vocabulary, &tables, own, 6, 4);
+            let rows = |run: &Run| {
+                let from = run.from.clone();
+                (0..run.rows)
+                    .map(move |k| from.iter().map(|&(t, row)| (t, row + k)).collect())
+                    .collect()
+            };
+            map.runs.iter().flat_map(|run| -> Vec<Vec<(u32, u64)>> { rows(run) }).collect()
+        };
+        let none = Vec::<(u32, u64)>::new;
+        let (zero, one, three) = (vec![(2, 3)], vec![(0, 1)], vec![(2, 3)]);
+        // Its own a; b is forced; zeros for c; the base's b for d. Padding, if the tables have some.
+        let own = vec![vec![(1, 0)], zero.clone(), none(), one.clone(), none(), none()];
+        assert_eq!(of(1, &vocabulary), own);
+        let base = vec![vec![(0, 0)], zero.clone(), vec![(0, 2)], one, none(), none()];
+        assert_eq!(of(0, &vocabulary), base);
+        assert_eq!(
+            of(2, &vocabulary),
+            vec![vec![(2, 0)], zero, vec![(2, 2)], three, none(), none()]
+        );
+        assert!(!RowMap::new(&vocabulary, &tables, 1, 6, 4).has_mean());
+        vocabulary.rows = Some(6);
+        let map = RowMap::new(&vocabulary, &tables, 1, 6, 4);
+        let means: Vec<_> = map.runs.iter().filter(|run| run.mean).collect();
+        assert_eq!(means, [&Run { first: 4, rows: 2, from: none(), mean: true }]);
     }
 }

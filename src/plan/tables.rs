@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::align::{Alignment, Matcher, Part, row_len};
 use super::origin::Origin;
 use super::problem::{Problem, Problems};
-use super::rows::{RowMap, Table, Vocabulary};
+use super::rows::{RowMap, Rule, Table, Vocabulary};
 use super::{Action, SourceRef};
 use crate::checkpoint::TensorInfo;
 use crate::kernel::Float;
@@ -61,8 +61,17 @@ impl Matcher<'_> {
                 weights: 0,
             });
         };
+        let rules = vocabulary.rules.values();
+        let wrong: Vec<Problem> =
+            rules.filter_map(|rule| self.cannot_follow(rule, &tables, origin)).collect();
+        if !wrong.is_empty() {
+            wrong.into_iter().for_each(|problem| problems.push(problem));
+            return Some(Part { action: Action::Convert, elements: 0, sources: Vec::new() });
+        }
         let lender = tables.iter().find(|table| table.checkpoint == vocabulary.lender);
-        let rows = lender.unwrap_or(&tables[donor]).rows.max(vocabulary.end());
+        let rows = vocabulary
+            .rows
+            .unwrap_or_else(|| lender.unwrap_or(&tables[donor]).rows.max(vocabulary.end()));
         let source = |own: usize| {
             let map = RowMap::new(vocabulary, &tables, own, rows, columns);
             let Table { checkpoint, file, offset, .. } = tables[own];
@@ -93,6 +102,20 @@ impl Matcher<'_> {
             }
         }
         Some(Part { action: Action::Merge, elements, sources, weights: 0 })
+    }
+
+    /// The row that a rule names must be there.
+    fn cannot_follow(&self, rule: &Rule, tables: &[Table], origin: &Origin<'_>) -> Option<Problem> {
+        let (checkpoint, row) = rule.from?;
+        let text = match tables.iter().find(|table| table.checkpoint == checkpoint) {
+            Some(table) if u64::from(row) < table.rows => return None,
+            Some(table) => {
+                format!("the row for {:?} is number {row}, and it has {}", rule.token, table.rows)
+            }
+            None => format!("it is not merged here, and has the row for {:?}", rule.token),
+        };
+        let (tensor, expert) = (origin.name.to_string(), self.label(checkpoint));
+        Some(Problem::Token { tensor, expert, text })
     }
 
     fn one_table(

@@ -17,6 +17,7 @@ mod setting;
 mod settings;
 pub(crate) mod slices;
 mod suggest;
+mod tokenizer;
 mod write;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use setting::{Filtered, Setting};
 pub use settings::{Failpoint, IoRequest, Settings, Stop, WriteRequest};
 pub use slices::{Module, Row, Slice, SliceSource};
 pub use suggest::suggestion;
+pub use tokenizer::{ChatTemplate, OtherToken, TokenRow, TokenRule, Tokenizer, TokenizerSource};
 
 /// A model that is merged, with its own parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -76,17 +78,6 @@ pub enum OutputDtype {
     F16,
     /// float32.
     F32,
-}
-
-/// Whose tokenizer an output has, and so which token each row of its embeddings belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenizerSource {
-    /// The base's.
-    Base,
-    /// The base's, else the first model's, and the added tokens of the others.
-    Union,
-    /// That of one of the models.
-    Model(PathBuf),
 }
 
 /// What to do about tensors that an expert lacks, or has and the base lacks.
@@ -190,8 +181,10 @@ pub struct Recipe {
     pub missing: Missing,
     /// Policy for vocabularies of different size.
     pub vocab: Vocab,
-    /// Whose tokenizer the output has. Without it the donor's, and rows are merged as they are numbered.
-    pub tokenizer: Option<TokenizerSource>,
+    /// The output's tokenizer. Without it the donor's, and rows are merged as they are numbered.
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template of the output, if it is not that of its tokenizer.
+    pub chat_template: Option<ChatTemplate>,
     /// Policy for values that are not finite.
     pub nonfinite: NonFinite,
     /// Whether harmless deviations of input files are warnings.
@@ -265,6 +258,7 @@ impl Recipe {
             missing: Missing::default(),
             vocab: Vocab::default(),
             tokenizer: None,
+            chat_template: None,
             nonfinite: NonFinite::default(),
             lenient: false,
             count_aliases: false,

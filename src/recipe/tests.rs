@@ -224,7 +224,6 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
                 .to_owned(),
             ["line 3", "more than one entry in `modules`", "`models`"],
         ),
-        (format!("{SMALL}chat_template: chatml\n"), ["line 5", "`chat_template`", "leave it out"]),
         (
             SMALL.replace("model: x", "model: x+o/l@v2"),
             ["line 4", "the revision in x+o/l@v2", "hf download o/l --revision v2"],
@@ -232,14 +231,6 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
         (
             SMALL.replace("model: x", "model: o/x@v2"),
             ["line 4", "the revision in o/x@v2", "hf download o/x --revision v2"],
-        ),
-        (
-            format!("{SMALL}tokenizer: {{source: base, tokens: {{a: {{source: x}}}}}}\n"),
-            ["line 5", "`tokens`", "leave it out"],
-        ),
-        (
-            format!("{SMALL}tokenizer: {{source: base, pad_to_multiple_of: 64}}\n"),
-            ["line 5", "`pad_to_multiple_of`", "leave it out"],
         ),
         (
             format!("{SMALL}---\n{SMALL}"),
@@ -312,6 +303,31 @@ fn what_has_no_effect_is_told() {
 }
 
 #[test]
+fn a_chat_template_is_a_name_or_a_text() {
+    let text = "{% for m in messages %}\n  {{ m.content }}\n{% endfor %}\n";
+    for (written, template) in [
+        ("auto", ChatTemplate::Auto),
+        ("llama3", ChatTemplate::Named("llama3")),
+        (
+            "|\n  {% for m in messages %}\n    {{ m.content }}\n  {% endfor %}",
+            ChatTemplate::Text(text.to_owned()),
+        ),
+    ] {
+        let recipe = parsed(&format!("{SMALL}chat_template: {written}\n")).unwrap();
+        assert_eq!(recipe.chat_template, Some(template), "{written}");
+        let again = recipe.to_yaml(|path| path.display().to_string());
+        assert_eq!(parsed(&again).unwrap().chat_template, recipe.chat_template, "{again}");
+    }
+    for (written, part) in [
+        ("lama3", "did you mean llama3?"),
+        ("'{{ messages }}'", "neither the name"),
+        ("templates/of/mine/are/files.jinja", "(auto, alpaca, chatml, exaone, llama3, mistral)"),
+    ] {
+        refused(parsed(&format!("{SMALL}chat_template: {written}\n")), &["line 5", part]);
+    }
+}
+
+#[test]
 fn a_tokenizer_is_that_of_the_base_of_all_or_of_one_of_the_models() {
     for (text, source) in [
         ("tokenizer_source: base", TokenizerSource::Base),
@@ -322,19 +338,48 @@ fn a_tokenizer_is_that_of_the_base_of_all_or_of_one_of_the_models() {
         ("tokenizer: {source: {model: {path: b}}}", TokenizerSource::Model("b".into())),
     ] {
         let recipe = parsed(&format!("{SMALL}{text}\n")).unwrap();
-        assert_eq!(recipe.tokenizer, Some(source), "{text}");
+        let plain = |source| Some(Tokenizer { source, rules: Vec::new(), multiple: None });
+        assert_eq!(recipe.tokenizer, plain(source), "{text}");
         let written = recipe.to_yaml(|path| path.display().to_string());
         assert_eq!(parsed(&written).unwrap().tokenizer, recipe.tokenizer, "{written}");
     }
     let named = SMALL.replace("model: x", "model: base");
     let recipe = parsed(&format!("{named}tokenizer_source: {{model: base}}\n")).unwrap();
     let written = recipe.to_yaml(|path| path.display().to_string());
-    assert_eq!(parsed(&written).unwrap().tokenizer, Some(TokenizerSource::Model("base".into())));
+    let source = parsed(&written).unwrap().tokenizer.unwrap().source;
+    assert_eq!(source, TokenizerSource::Model("base".into()));
     assert_eq!(parsed(SMALL).unwrap().tokenizer, None);
     refused(
         parsed(&format!("{SMALL}tokenizer_source: q\n")),
         &["line 5", "q is none of the models"],
     );
+    let full = format!(
+        "{SMALL}tokenizer: {{source: base, pad_to_multiple_of: 64, tokens: {{a: {{source: x, force: true}}, \
+         'b: \"c': {{source: {{kind: model_token, model: {{model: x}}, token: '1'}}}}, \
+         d: {{source: {{kind: model_token, model: b, token_id: 7}}}}, e: {{source: {{kind: zero}}}}, f: }}}}\n"
+    );
+    let recipe = parsed(&full).unwrap();
+    let rule = |token: &str, row, force| TokenRule { token: token.to_owned(), row, force };
+    let rules = vec![
+        rule("a", Some(TokenRow::Own("x".into())), true),
+        rule("b: \"c", Some(TokenRow::Other("x".into(), OtherToken::Text("1".to_owned()))), false),
+        rule("d", Some(TokenRow::Other("b".into(), OtherToken::Id(7))), false),
+        rule("e", Some(TokenRow::Zero), false),
+        rule("f", None, false),
+    ];
+    let wanted = Tokenizer { source: TokenizerSource::Base, rules, multiple: Some(64) };
+    assert_eq!(recipe.tokenizer, Some(wanted));
+    let written = recipe.to_yaml(|path| path.display().to_string());
+    assert_eq!(parsed(&written).unwrap().tokenizer, recipe.tokenizer, "{written}");
+    for (text, part) in [
+        ("{tokens: {a: {source: q}}}", "the token \"a\": q is none of the models"),
+        ("{tokens: {a: {force: true}}}", "`force` needs a `source`"),
+        ("{tokens: {'': }}", "is empty"),
+        ("{pad_to_multiple_of: 0}", "`pad_to_multiple_of` is from 1"),
+        ("{pad_to_multiple_of: 1e8}", "`pad_to_multiple_of` is from 1"),
+    ] {
+        refused(parsed(&format!("{SMALL}tokenizer: {text}\n")), &["line 5", part]);
+    }
     let none = mergekits("merge_method: karcher\nmodels: [{model: x}]\ntokenizer_source: base\n");
     refused(none, &["line 3", "needs a `base_model`"]);
 }

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{OutputDtype, Parameters, Recipe, Setting, TokenizerSource, Words};
+use super::{
+    ChatTemplate, OtherToken, OutputDtype, Parameters, Recipe, Setting, TokenRow, Tokenizer,
+    TokenizerSource, Words,
+};
 use crate::method::Value;
 use crate::quote::quoted;
 
@@ -67,14 +70,14 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     key("shard_size", recipe.shard_size.to_string());
     key("missing", recipe.missing.word().to_owned());
     key("vocab", recipe.vocab.word().to_owned());
-    match &recipe.tokenizer {
+    if let Some(tokenizer) = &recipe.tokenizer {
+        key("tokenizer", self::tokenizer(tokenizer, model));
+    }
+    match &recipe.chat_template {
         None => {}
-        Some(TokenizerSource::Base) => key("tokenizer_source", "base".to_owned()),
-        Some(TokenizerSource::Union) => key("tokenizer_source", "union".to_owned()),
-        Some(TokenizerSource::Model(path)) => {
-            // By itself, a directory `base` would mean the base.
-            key("tokenizer_source", format!("{{model: {}}}", model(path)));
-        }
+        Some(ChatTemplate::Auto) => key("chat_template", "auto".to_owned()),
+        Some(ChatTemplate::Named(name)) => key("chat_template", (*name).to_owned()),
+        Some(ChatTemplate::Text(text)) => key("chat_template", quoted(text)),
     }
     key("nonfinite", recipe.nonfinite.word().to_owned());
     for (name, on) in [
@@ -87,6 +90,41 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
         }
     }
     text
+}
+
+/// What is said about tokens.
+fn tokenizer(tokenizer: &Tokenizer, model: impl Fn(&Path) -> String) -> String {
+    // By itself, a directory `base` would mean the base.
+    let model = |path: &Path| format!("{{model: {}}}", model(path));
+    let mut text = match &tokenizer.source {
+        TokenizerSource::Base => "{source: base".to_owned(),
+        TokenizerSource::Union => "{source: union".to_owned(),
+        TokenizerSource::Model(path) => format!("{{source: {}", model(path)),
+    };
+    if let Some(multiple) = tokenizer.multiple {
+        let _infallible = write!(text, ", pad_to_multiple_of: {multiple}");
+    }
+    let rule = |rule: &super::TokenRule| {
+        let source = rule.row.as_ref().map(|row| match row {
+            TokenRow::Zero => "source: {kind: zero}".to_owned(),
+            TokenRow::Own(path) => format!("source: {}", model(path)),
+            TokenRow::Other(path, other) => {
+                let other = match other {
+                    OtherToken::Text(token) => format!("token: {}", quoted(token)),
+                    OtherToken::Id(id) => format!("token_id: {id}"),
+                };
+                format!("source: {{kind: model_token, model: {}, {other}}}", model(path))
+            }
+        });
+        let force = rule.force.then(|| "force: true".to_owned());
+        let said: Vec<String> = source.into_iter().chain(force).collect();
+        format!("{}: {{{}}}", quoted(&rule.token), said.join(", "))
+    };
+    let rules: Vec<String> = tokenizer.rules.iter().map(rule).collect();
+    if !rules.is_empty() {
+        let _infallible = write!(text, ", tokens: {{{}}}", rules.join(", "));
+    }
+    text + "}"
 }
 
 /// `models` or `slices`.

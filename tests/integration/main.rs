@@ -27,4 +27,5 @@ mod resume;
 mod search;
 mod slices;
 mod stages;
+mod templates;
 mod tokenizer;

@@ -47,7 +47,7 @@ impl Scene {
         }
         let values: Vec<f32> = (0..12).map(|_| random()).collect();
         model
-            .with("model.layers.0.up.weight", Dtype::F32, &[4, 3], &values)
+            .with("model.layers.0.up.weight", Dtype::F32, &[1, 12], &values)
             .write(&self.path(name), 1);
         let vocab: serde_json::Map<String, Value> =
             tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), json!(id))).collect();
@@ -66,6 +66,18 @@ impl Scene {
             format!("{{\"of\": \"{name}\", \"added_tokens_decoder\": {{}}}}"),
         )
         .unwrap();
+    }
+
+    /// The same with `{source: .., tokens: ..}`; `@NAME` is a model.
+    fn with_tokens(&self, models: &[&str], tokenizer: &str) -> PathBuf {
+        let recipe = self.recipe("task_arithmetic", models, "base");
+        let named = ["base"].iter().chain(models).fold(tokenizer.to_owned(), |text, name| {
+            text.replace(&format!("@{name}"), &self.path(name).display().to_string())
+        });
+        let text = std::fs::read_to_string(&recipe).unwrap();
+        let text = text.replace("tokenizer_source: base", &format!("tokenizer: {named}"));
+        std::fs::write(&recipe, text).unwrap();
+        recipe
     }
 
     fn recipe(&self, method: &str, models: &[&str], source: &str) -> PathBuf {
@@ -256,15 +268,159 @@ fn how_it_is_run_does_not_change_a_byte() {
 }
 
 #[test]
+fn rows_of_single_tokens_come_from_where_the_recipe_says() {
+    let mut scene = Scene::new();
+    scene.model("base", &["a", "b", "c"], &["<s>"], 0);
+    scene.model("x", &["a", "b", "c"], &["<s>", "<x>"], 1);
+    scene.model("yy", &["a", "b", "c"], &["<s>"], 0);
+    let recipe = scene.with_tokens(
+        &["x", "yy"],
+        "{source: base, tokens: {a: {source: '@yy', force: true}, <zero>: {source: {kind: zero}}, \
+         <x>: {source: {kind: model_token, model: '@yy', token: b}}, \
+         <new>: {source: {kind: model_token, model: '@x', token_id: 5}}, b: }}",
+    );
+    scene.merge(&recipe, "out", &[]).success();
+    for (table, rows) in scene.merged("out") {
+        let row = |model: &str, row: usize| scene.row(model, &table, row).to_vec();
+        assert_eq!(rows.len(), 7);
+        // All have yy's.
+        assert_eq!(rows[0], row("yy", 0));
+        assert_eq!(rows[1], arithmetic(&row("base", 1), &[&row("x", 1), &row("yy", 1)]));
+        assert_eq!(rows[4], [0.0; COLUMNS]);
+        // x has a row of its own, base and yy take that of b in yy.
+        let b = row("yy", 1);
+        assert_eq!(rows[5], arithmetic(&b, &[&row("x", 4), &b]));
+        assert_eq!(rows[6], row("x", 5));
+    }
+    let tokenizer = scene.json("out/tokenizer.json");
+    let token = |k: usize| &tokenizer["added_tokens"][k];
+    assert_eq!((&token(1)["content"], &token(1)["special"]), (&json!("<zero>"), &json!(false)));
+    // As x says.
+    assert_eq!((&token(2)["content"], &token(2)["special"]), (&json!("<x>"), &json!(true)));
+    assert_eq!((&token(3)["content"], &token(3)["id"]), (&json!("<new>"), &json!(6)));
+    assert_eq!(scene.json("out/config.json")["vocab_size"], 7);
+    for (tokens, part) in [
+        ("<new>: ", "lacks the token \"<new>\" of the recipe's `tokens`, as do all other models"),
+        ("<x>: {source: '@yy'}", "yy/tokenizer.json lacks the token \"<x>\""),
+        (
+            "q: {source: {kind: model_token, model: '@x', token: z}}",
+            "\"z\", whose row the recipe wants",
+        ),
+        (
+            "q: {source: {kind: model_token, model: '@yy', token_id: 4}}",
+            "of yy cannot follow the tokenizer: the row for \"q\" is number 4, and it has 4",
+        ),
+    ] {
+        let recipe =
+            scene.with_tokens(&["x", "yy"], &format!("{{source: base, tokens: {{{tokens}}}}}"));
+        scene.merge(&recipe, "no", &[]).code(3).stderr(contains(part));
+    }
+}
+
+#[test]
+fn rows_are_padded_with_their_mean() {
+    let mut scene = Scene::new();
+    scene.model("base", &["a", "b", "c"], &["<s>"], 4);
+    scene.model("x", &["a", "b"], &["<s>", "<x>", "<y>"], 0);
+    let recipe = scene.with_tokens(&["x"], "{source: union, pad_to_multiple_of: 8}");
+    scene.merge(&recipe, "out", &[]).success();
+    for (table, rows) in scene.merged("out") {
+        let row = |model: &str, row: usize| scene.row(model, &table, row).to_vec();
+        // a b c <s> <x> <y>, and two of padding; the base's own padding is gone.
+        assert_eq!(rows.len(), 8);
+        let base = [
+            row("base", 0),
+            row("base", 1),
+            row("base", 2),
+            row("base", 3),
+            row("x", 3),
+            row("x", 4),
+        ];
+        let x = [row("x", 0), row("x", 1), row("base", 2), row("x", 2), row("x", 3), row("x", 4)];
+        let mean = |rows: &[Vec<f32>]| -> Vec<f32> {
+            (0..COLUMNS)
+                .map(|k| (rows.iter().map(|row| f64::from(row[k])).sum::<f64>() / 6.0) as f32)
+                .collect()
+        };
+        for k in 0..6 {
+            assert_eq!(rows[k], arithmetic(&base[k], &[&x[k]]), "{k}");
+        }
+        assert_eq!(rows[6], arithmetic(&mean(&base), &[&mean(&x)]));
+        assert_eq!(rows[6], rows[7]);
+    }
+    assert_eq!(scene.json("out/config.json")["vocab_size"], 8);
+    // Nothing moves, and a multiple of what there is cuts padding off.
+    let recipe = scene.with_tokens(&[], "{source: base, pad_to_multiple_of: 2}");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    let text = text.replace(
+        "models:\n",
+        &format!("models: [{{model: {}, parameters: {{weight: 1}}}}]\n", scene.path("x").display()),
+    );
+    std::fs::write(&recipe, text).unwrap();
+    scene.merge(&recipe, "even", &[]).success();
+    assert_eq!(scene.json("even/config.json")["vocab_size"], 4);
+}
+
+#[test]
+fn padding_does_not_depend_on_how_it_is_run() {
+    let mut scene = Scene::new();
+    let words: Vec<String> = (0..301).map(|k| format!("w{k}")).collect();
+    let tokens: Vec<&str> = words.iter().map(String::as_str).collect();
+    scene.model("base", &tokens, &["<s>"], 3);
+    scene.model("x", &tokens[1..], &["<x>", "<s>"], 0);
+    let tokens = "{source: union, pad_to_multiple_of: 256, tokens: {w7: {source: {kind: zero}, force: true}}}";
+    let recipe = scene.with_tokens(&["x"], tokens);
+    scene.merge(&recipe, "calm", &[]).success();
+    assert_eq!(scene.merged("calm")[TABLES[0]].len(), 512);
+    for (k, io) in ["mmap", "pread", "direct"].into_iter().enumerate() {
+        let (tile, threads) = (["1", "77", "800"][k], ["1", "3", "2"][k]);
+        let args = ["--io", io, "--tile", tile, "--threads", threads, "--memory", "64MiB"];
+        let out = format!("out{k}");
+        scene.merge(&recipe, &out, &args).success();
+        assert!(files(&scene.path(&out)) == files(&scene.path("calm")), "{io} {tile}");
+    }
+}
+
+#[test]
+fn words_of_other_vocabularies_join_a_union() {
+    let mut scene = Scene::new();
+    scene.model("base", &["a", "b"], &["<s>"], 0);
+    scene.model("x", &["a", "z", "b", "y"], &["<x>"], 0);
+    scene.model("yy", &["b", "<x>", "q", "y"], &["<y>"], 0);
+    let recipe = scene.recipe("task_arithmetic", &["x", "yy"], "union");
+    scene.merge(&recipe, "out", &[]).success().stderr(
+        contains("2 tokens of x's vocabulary, as \"z\"").and(contains("without their merge")),
+    );
+    let tokenizer = scene.json("out/tokenizer.json");
+    let added: Vec<(u64, &str, bool)> = (tokenizer["added_tokens"].as_array().unwrap().iter())
+        .map(|token| {
+            let special = token["special"].as_bool().unwrap();
+            (token["id"].as_u64().unwrap(), token["content"].as_str().unwrap(), special)
+        })
+        .collect();
+    let expected = [
+        (2, "<s>", true),
+        (3, "z", false),
+        (4, "y", false),
+        (5, "q", false),
+        (6, "<x>", true),
+        (7, "<y>", true),
+    ];
+    assert_eq!(added, expected);
+    for (table, rows) in scene.merged("out") {
+        let row = |model: &str, row: usize| scene.row(model, &table, row).to_vec();
+        assert_eq!(rows[3], row("x", 1));
+        let mean: Vec<f32> =
+            row("x", 3).iter().zip(row("yy", 3)).map(|(x, y)| (x + y) / 2.0).collect();
+        assert_eq!(rows[4], arithmetic(&mean, &[&row("x", 3), &row("yy", 3)]));
+    }
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_by_name() {
     let mut scene = Scene::new();
     scene.model("base", &["a", "b", "c"], &["<s>"], 0);
     scene.model("x", &["a", "b", "z"], &["<s>"], 0);
-    let recipe = scene.recipe("task_arithmetic", &["x"], "union");
-    scene
-        .merge(&recipe, "out", &[])
-        .code(3)
-        .stderr(contains("\"z\" in its model, which base lacks").and(contains("x/tokenizer.json")));
     let tokenizer = scene.path("x/tokenizer.json");
     let good = std::fs::read_to_string(&tokenizer).unwrap();
     std::fs::write(&tokenizer, &good[..good.len() / 2]).unwrap();

@@ -1,5 +1,6 @@
 //! Tokenizers as far as a merge needs them: which token belongs to which row of an embedding.
 
+mod template;
 #[cfg(test)]
 mod tests;
 mod union;
@@ -10,18 +11,21 @@ use std::path::Path;
 
 use super::catalog::{self, CheckpointError};
 
+pub use template::{TEMPLATE, TEMPLATE_JSON, built_in, built_in_names, template, with_template};
 pub use union::{config_with_tokens, list_with_tokens, with_tokens};
 pub use vocabulary::{Added, Vocabulary};
 
 /// Name of the file that is read.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// Name of the file with what else loaders need.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// No tokenizer is larger.
 const MAX_BYTES: u64 = 512 << 20;
 /// Files about tokens, which belong together.
 const FILES: [&str; 11] = [
     TOKENIZER,
     "tokenizer.model",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -31,12 +35,10 @@ const FILES: [&str; 11] = [
     "sentencepiece.bpe.model",
     "tiktoken.model",
 ];
-/// Files that say how tokens make a conversation.
-const TEMPLATES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
 
 /// Whether a side file is a part of the tokenizer.
 pub fn is_tokenizer_file(name: &str) -> bool {
-    FILES.contains(&name) || TEMPLATES.contains(&name)
+    FILES.contains(&name) || [TEMPLATE, TEMPLATE_JSON].contains(&name)
 }
 
 /// Whether a directory has any file about tokens.

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::super::json::Entries;
 
@@ -22,6 +22,22 @@ pub struct Added {
     pub content: String,
     /// All that is said about it.
     pub entry: Value,
+}
+
+impl Added {
+    /// A token about which nothing is known but its text. It has no number yet.
+    pub fn plain(content: String) -> Self {
+        let entry = json!({
+            "id": 0,
+            "content": content,
+            "single_word": false,
+            "lstrip": false,
+            "rstrip": false,
+            "normalized": true,
+            "special": false,
+        });
+        Self { id: 0, content, entry }
+    }
 }
 
 /// The tokens of a tokenizer.

@@ -28,7 +28,7 @@ use crate::checkpoint::components::{FRAME, FRAME_HEAD, HEAD};
 use crate::error::Error;
 use crate::method::Method;
 use crate::plan::{Beside, Inputs};
-use crate::recipe::{Recipe, RecipeError};
+use crate::recipe::{ChatTemplate, Recipe, RecipeError};
 
 /// The name of the data file.
 pub(super) const DATA: &str = "components.bin";
@@ -162,6 +162,11 @@ pub(super) fn beside(
     }
     if recipe.tokenizer.is_some() {
         return refuse("they are not kept where rows may move; leave `tokenizer_source` out");
+    }
+    if recipe.chat_template == Some(ChatTemplate::Auto) {
+        return refuse(
+            "whose chat template is taken depends on all models; name one or leave it out",
+        );
     }
     if inputs.has_base && inputs.donor().adapter.is_some() {
         return refuse("the base has an adapter; merge it into the base first");

@@ -119,10 +119,6 @@ impl Reader<'_> {
     }
 
     fn recipe(&mut self, document: &Document) -> Result<Recipe, RecipeError> {
-        if let Some((_, at)) = &document.chat_template {
-            let what = format!("{at}: `chat_template`");
-            return Err(self.unsupported(what, "leave it out: the base's is used"));
-        }
         let mut common = document.parameters.clone();
         let dialect = self.take(&mut common, "dialect")?;
         let (name, at) = &document.merge_method;
@@ -152,6 +148,7 @@ impl Reader<'_> {
         if let Some(tokenizer) = &document.tokenizer {
             recipe.tokenizer = Some(self.tokenizer(&recipe, tokenizer)?);
         }
+        recipe.chat_template = self.chat_template(document)?;
         if document.name.is_some() && !self.several {
             let text = "`name` has no effect in a file with one merge";
             self.warnings.push(format!("{}: {text}", self.path.display()));
