@@ -51,22 +51,19 @@ impl Matcher<'_> {
                 }),
             }
         }
+        let nothing =
+            || Part { action: Action::Convert, elements: 0, sources: Vec::new(), weights: 0 };
         let donor = own.get(origin.donor).copied().flatten();
         let (true, Some(donor)) = (own.len() == origin.sources.len(), donor) else {
             // What is wrong has been told.
-            return Some(Part {
-                action: Action::Convert,
-                elements: 0,
-                sources: Vec::new(),
-                weights: 0,
-            });
+            return Some(nothing());
         };
         let rules = vocabulary.rules.values();
         let wrong: Vec<Problem> =
             rules.filter_map(|rule| self.cannot_follow(rule, &tables, origin)).collect();
         if !wrong.is_empty() {
             wrong.into_iter().for_each(|problem| problems.push(problem));
-            return Some(Part { action: Action::Convert, elements: 0, sources: Vec::new() });
+            return Some(nothing());
         }
         let lender = tables.iter().find(|table| table.checkpoint == vocabulary.lender);
         let rows = vocabulary
