@@ -1,13 +1,16 @@
-//! The shares of experts in a merge, sparse: what is stored of a component directory's data file.
+//! Files of frames: what is stored of each expert in runs of elements. Two kinds: the shares of experts in a merge, sparse
+//! (`components.bin`), and a unified task vector with a mask for each expert (`emr.bin`, whose payload [`unified`] tells).
 //!
 //! ```text
-//! components.bin:  | magic, 8 bytes | experts: u32 | elements per frame: u32 | frame | frame | ..
+//! file:            | magic, 8 bytes | experts: u32 | elements per frame: u32 | frame | frame | ..
 //! frame:           | bytes of the payload: u32 | tensor: u32 | number: u32 | entries: u32 |
 //!                  | BLAKE3 of these 16 bytes and the payload: 32 bytes | payload, zstd |
-//! payload:         for each expert: | entries: u32 | gaps, LEB128 | byte 0 of all values, byte 1, byte 2, byte 3 |
+//! payload, shares: for each expert: | entries: u32 | gaps, LEB128 | byte 0 of all values, byte 1, byte 2, byte 3 |
 //! ```
 //! All numbers are little-endian. Frame `number` of a tensor holds its elements from `number * FRAME` on. Frames come in the
 //! order in which tensors are merged; those without an entry are left out.
+
+use super::unified;
 
 /// Elements that a frame covers.
 pub const FRAME: u32 = 1 << 16;
@@ -16,16 +19,55 @@ pub const HEAD: u64 = 16;
 /// Bytes of a frame before its payload.
 pub const FRAME_HEAD: usize = 48;
 
-const MAGIC: [u8; 8] = *b"RFCOMP1\n";
 const LEVEL: i32 = 1;
 
-/// The beginning of a file for so many experts.
-pub fn head(experts: u32) -> [u8; HEAD as usize] {
-    let mut head = [0; HEAD as usize];
-    head[..8].copy_from_slice(&MAGIC);
-    head[8..12].copy_from_slice(&experts.to_le_bytes());
-    head[12..].copy_from_slice(&FRAME.to_le_bytes());
-    head
+/// What a file of frames holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The share of each expert where it is not zero.
+    Shares,
+    /// One value for each element, and which experts agree with it.
+    Unified,
+}
+
+/// The form of a file of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// What it holds.
+    pub kind: Kind,
+    /// Of how many experts.
+    pub experts: usize,
+}
+
+impl Form {
+    /// The beginning of a file.
+    pub fn head(self) -> [u8; HEAD as usize] {
+        let mut head = [0; HEAD as usize];
+        head[..8].copy_from_slice(match self.kind {
+            Kind::Shares => b"RFCOMP1\n",
+            Kind::Unified => b"RFEMR01\n",
+        });
+        head[8..12].copy_from_slice(&(self.experts as u32).to_le_bytes());
+        head[12..].copy_from_slice(&FRAME.to_le_bytes());
+        head
+    }
+
+    /// Bytes of the largest payload before it is packed.
+    pub fn largest(self) -> usize {
+        match self.kind {
+            // Each entry takes at most 3 + 4 bytes.
+            Kind::Shares => self.experts * (4 + 7 * FRAME as usize),
+            Kind::Unified => unified::largest(self.experts),
+        }
+    }
+
+    /// Numbers that are summed up for each frame beside its entries.
+    pub fn sums(self) -> usize {
+        match self.kind {
+            Kind::Shares => 0,
+            Kind::Unified => 2 * self.experts,
+        }
+    }
 }
 
 /// An element in which an expert has a share: its place in a run of elements, and the share.
@@ -40,6 +82,25 @@ pub struct Frame {
     pub number: u32,
     /// Entries of each expert by place, which ascends; places count from the start of the frame.
     pub rows: Vec<Vec<Entry>>,
+    /// As many as [`Form::sums`].
+    pub sums: Vec<f64>,
+}
+
+/// What a tile has for frames.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TileShares {
+    /// Entries of each expert; places count from the tile's start.
+    pub rows: Vec<Vec<Entry>>,
+    /// As many as [`Form::sums`], for each block of the tile.
+    pub sums: Vec<f64>,
+}
+
+impl TileShares {
+    /// Empties it, and keeps its room.
+    pub fn clear(&mut self) {
+        self.rows.iter_mut().for_each(Vec::clear);
+        self.sums.clear();
+    }
 }
 
 /// What a frame's first bytes say.
@@ -72,8 +133,9 @@ pub struct FrameError;
 
 impl Frame {
     /// A frame without entries.
-    pub fn new(experts: usize) -> Self {
-        Self { tensor: 0, number: 0, rows: vec![Vec::new(); experts] }
+    pub fn new(form: Form) -> Self {
+        let (rows, sums) = (vec![Vec::new(); form.experts], vec![0.0; form.sums()]);
+        Self { tensor: 0, number: 0, rows, sums }
     }
 
     /// Whether it has no entry.
@@ -81,22 +143,21 @@ impl Frame {
         self.rows.iter().all(Vec::is_empty)
     }
 
+    /// Takes out all that is in it.
+    pub fn clear(&mut self) {
+        self.rows.iter_mut().for_each(Vec::clear);
+        self.sums.fill(0.0);
+    }
+
     /// The frame as it is stored.
     ///
     /// # Errors
     /// What zstd says.
-    pub fn store(&self) -> std::io::Result<Vec<u8>> {
+    pub fn store(&self, kind: Kind) -> std::io::Result<Vec<u8>> {
         let mut raw = Vec::new();
-        for row in &self.rows {
-            raw.extend((row.len() as u32).to_le_bytes());
-            let mut next = 0;
-            for &(place, _) in row {
-                varint(place - next, &mut raw);
-                next = place + 1;
-            }
-            for byte in 0..4 {
-                raw.extend(row.iter().map(|(_, share)| share.to_le_bytes()[byte]));
-            }
+        match kind {
+            Kind::Shares => self.rows.iter().for_each(|row| pack(row, &mut raw)),
+            Kind::Unified => unified::pack(&self.rows, &self.sums, &mut raw),
         }
         let payload = zstd::bulk::compress(&raw, LEVEL)?;
         let entries: usize = self.rows.iter().map(Vec::len).sum();
@@ -116,7 +177,7 @@ impl Frame {
     ///
     /// # Errors
     /// If any byte of it is another.
-    pub fn load(bytes: &[u8], experts: usize) -> Result<(Self, usize), FrameError> {
+    pub fn load(bytes: &[u8], form: Form) -> Result<(Self, usize), FrameError> {
         let (first, rest) = bytes.split_first_chunk::<FRAME_HEAD>().ok_or(FrameError)?;
         let head = FrameHead::parse(first);
         let payload = rest.get(..head.payload as usize).ok_or(FrameError)?;
@@ -126,16 +187,33 @@ impl Frame {
         if hasher.finalize().as_bytes()[..] != first[16..] {
             return Err(FrameError);
         }
-        // Each entry takes at most 3 + 4 bytes.
-        let most = experts * (4 + 7 * FRAME as usize);
-        let raw = zstd::bulk::decompress(payload, most).map_err(|_| FrameError)?;
-        let mut raw = raw.as_slice();
-        let rows: Vec<Vec<Entry>> =
-            (0..experts).map(|_| row(&mut raw)).collect::<Option<_>>().ok_or(FrameError)?;
-        let whole =
-            raw.is_empty() && rows.iter().map(Vec::len).sum::<usize>() == head.entries as usize;
-        let frame = Self { tensor: head.tensor, number: head.number, rows };
+        let raw = zstd::bulk::decompress(payload, form.largest()).map_err(|_| FrameError)?;
+        let (rows, sums) = unpack(&raw, form).ok_or(FrameError)?;
+        let whole = rows.iter().map(Vec::len).sum::<usize>() == head.entries as usize;
+        let frame = Self { tensor: head.tensor, number: head.number, rows, sums };
         whole.then_some((frame, FRAME_HEAD + payload.len())).ok_or(FrameError)
+    }
+}
+
+/// Rows and sums of a payload; `None` if it is none.
+pub(super) fn unpack(mut raw: &[u8], form: Form) -> Option<(Vec<Vec<Entry>>, Vec<f64>)> {
+    if form.kind == Kind::Unified {
+        return unified::unpack(raw, form.experts);
+    }
+    let rows = (0..form.experts).map(|_| row(&mut raw)).collect::<Option<_>>()?;
+    raw.is_empty().then_some((rows, Vec::new()))
+}
+
+/// The entries of one expert, packed.
+fn pack(row: &[Entry], raw: &mut Vec<u8>) {
+    raw.extend((row.len() as u32).to_le_bytes());
+    let mut next = 0;
+    for &(place, _) in row {
+        varint(place - next, raw);
+        next = place + 1;
+    }
+    for byte in 0..4 {
+        raw.extend(row.iter().map(|(_, share)| share.to_le_bytes()[byte]));
     }
 }
 
@@ -190,39 +268,47 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn of(experts: usize) -> Form {
+        Form { kind: Kind::Shares, experts }
+    }
+
     fn frames() -> impl Strategy<Value = Frame> {
         let row = prop::collection::btree_map(0u32..FRAME, any::<i32>(), 0..40);
         let row =
             row.prop_map(|row| row.into_iter().map(|(at, x)| (at, x as f32 * 1e-9)).collect());
         (any::<u32>(), any::<u32>(), prop::collection::vec(row, 1..4))
-            .prop_map(|(tensor, number, rows)| Frame { tensor, number, rows })
+            .prop_map(|(tensor, number, rows)| Frame { tensor, number, rows, sums: Vec::new() })
     }
 
     proptest! {
         #[test]
         fn a_frame_comes_back_as_it_was_or_not_at_all(frame in frames(), bit in any::<prop::sample::Index>(), more in any::<u8>()) {
-            let mut stored = frame.store().unwrap();
-            let (experts, len) = (frame.rows.len(), stored.len());
+            let mut stored = frame.store(Kind::Shares).unwrap();
+            let (form, len) = (of(frame.rows.len()), stored.len());
             stored.push(more);
-            prop_assert_eq!(Frame::load(&stored, experts), Ok((frame, len)));
+            prop_assert_eq!(Frame::load(&stored, form), Ok((frame, len)));
             let bit = bit.index(len * 8);
             stored[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(Frame::load(&stored, experts).is_err());
-            prop_assert!(Frame::load(&stored[..len - 1], experts).is_err());
+            prop_assert!(Frame::load(&stored, form).is_err());
+            prop_assert!(Frame::load(&stored[..len - 1], form).is_err());
         }
 
         #[test]
         fn no_payload_makes_it_panic(raw in prop::collection::vec(any::<u8>(), 0..200), experts in 0usize..4) {
-            let mut raw = raw.as_slice();
-            let _any = (0..experts).map(|_| row(&mut raw)).collect::<Option<Vec<_>>>();
+            let _any = unpack(&raw, of(experts));
         }
     }
 
     #[test]
     fn the_last_place_and_a_full_row_fit() {
         let full: Vec<Entry> = (0..FRAME).map(|place| (place, place as f32 + 0.5)).collect();
-        let frame = Frame { tensor: 1, number: 2, rows: vec![vec![(FRAME - 1, -1.0)], full] };
-        let stored = frame.store().unwrap();
-        assert_eq!(Frame::load(&stored, 2), Ok((frame, stored.len())));
+        let frame = Frame {
+            tensor: 1,
+            number: 2,
+            rows: vec![vec![(FRAME - 1, -1.0)], full],
+            sums: Vec::new(),
+        };
+        let stored = frame.store(Kind::Shares).unwrap();
+        assert_eq!(Frame::load(&stored, of(2)), Ok((frame, stored.len())));
     }
 }

@@ -137,6 +137,12 @@ impl Layout {
         })
     }
 
+    /// The same tensors, and no shard.
+    #[must_use]
+    pub fn without_shards(self) -> Self {
+        Self { shards: Vec::new(), weight_map: Vec::new(), total_size: 0, ..self }
+    }
+
     /// The index file's content; none for a single shard.
     pub fn index_json(&self) -> Option<String> {
         if self.shards.len() < 2 {

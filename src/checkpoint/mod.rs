@@ -24,6 +24,7 @@ mod model_card;
 mod natural;
 mod sidecar;
 pub mod tokenizer;
+mod unified;
 
 pub use adapter::{Adapted, Adapter, Factor, LowRank, Product, is_adapter};
 pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};

@@ -41,6 +41,8 @@ pub(super) enum Command {
     Merge(Box<Merge>),
     /// Make an output with other lambdas from what a merge has kept
     Recombine(Box<Recombine>),
+    /// Make the model of one task from what a merge with --method emr has made
+    Apply(Box<Apply>),
     /// Search for the lambdas, or other settings, whose merge scores best
     Search(Box<Search>),
     /// Show what a merge would do, without reading tensor data
@@ -150,6 +152,31 @@ pub(super) struct Recombine {
     pub(super) json: bool,
 }
 
+/// The model of one task of a merge by EMR-Merging.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Apply {
+    /// Directory that `reflow merge --method emr` made
+    #[arg(long, value_name = "DIR")]
+    pub(super) emr: PathBuf,
+    /// The task: one of the experts of that merge, by the name that `reflow inspect` shows
+    #[arg(long, value_name = "NAME")]
+    pub(super) task: String,
+    /// The base of that merge
+    #[arg(long, value_name = "DIR")]
+    pub(super) base: PathBuf,
+    /// Take this rescaler [default: the one that the merge's recipe names]
+    #[arg(long, value_name = "FORM", value_parser = ["tensor-mean", "global-l1"])]
+    pub(super) rescale: Option<String>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
+    /// Create this directory; it must not exist, or be empty
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) out: PathBuf,
+    /// Print the report as JSON to standard output
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
 /// A search for the settings whose merge scores best.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Search {
@@ -204,7 +231,7 @@ pub(super) struct Plan {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Inspect {
-    /// Checkpoint: a directory, or a .safetensors file; or a directory of components
+    /// Checkpoint: a directory, or a .safetensors file; or a directory of components, or what emr has made
     #[arg(value_name = "PATH")]
     pub(super) path: PathBuf,
     /// Print JSON

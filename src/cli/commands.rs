@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{Args, Command, Inspect, LogFormat, Merge, Plan, Recombine};
+use super::args::{Apply, Args, Command, Inspect, LogFormat, Merge, Plan, Recombine};
 use super::progress::{self, Display};
 use super::signals::Signals;
 use super::{Outcome, convert, diff, inspect, methods, output, plan, report, upkeep};
@@ -21,6 +21,7 @@ pub(super) fn run(args: &Args) -> Outcome {
     match &args.command {
         Command::Merge(merge) => run_merge(merge, args, &*display),
         Command::Recombine(args_of) => run_recombine(args_of, args, &*display),
+        Command::Apply(args_of) => run_apply(args_of, args, &*display),
         Command::Search(search) => super::search::run(search, &*display),
         Command::Plan(plan) => run_plan(plan, &*display),
         Command::Inspect(inspect) => run_inspect(inspect, &*display),
@@ -93,6 +94,15 @@ fn run_recombine(args: &Recombine, all: &Args, display: &dyn Display) -> Outcome
     let signals = prepare_signals()?;
     let settings = convert::settings(&args.run);
     let job = Job::recombine(&args.components, &args.base, &args.lambda, settings, display)?;
+    let tell = Tell { json: args.json, output: true, keep: None };
+    make(&job, &args.out, &tell, all, &signals, display)
+}
+
+fn run_apply(args: &Apply, all: &Args, display: &dyn Display) -> Outcome {
+    let signals = prepare_signals()?;
+    let settings = convert::settings(&args.run);
+    let Apply { emr, base, task, rescale, .. } = args;
+    let job = Job::apply(emr, base, task, rescale.as_deref(), settings, display)?;
     let tell = Tell { json: args.json, output: true, keep: None };
     make(&job, &args.out, &tell, all, &signals, display)
 }
@@ -214,7 +224,7 @@ fn plan_stage(
 }
 
 fn run_inspect(args: &Inspect, display: &dyn Display) -> Outcome {
-    if let Some(components) = Components::load(&args.path)? {
+    if let Some(components) = Components::any(&args.path)? {
         return output::data(&if args.json {
             format!("{:#}\n", inspect::components_json(&components))
         } else {

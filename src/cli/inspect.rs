@@ -7,9 +7,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::output::printable;
+use crate::checkpoint::components::Kind;
 use crate::checkpoint::{Adapter, Catalog, Product, TensorInfo};
 use crate::human::{bytes, count};
-use crate::job::Components;
+use crate::job::{Components, Rescalers};
 
 /// Renders a catalog for a terminal; `all` lists every tensor by itself.
 pub(super) fn render(catalog: &Catalog, all: bool) -> String {
@@ -100,8 +101,12 @@ pub(super) fn components(path: &Path, components: &Components, all: bool) -> Str
     let mut text = String::new();
     let _infallible = writeln!(
         text,
-        "{}: shares of {} experts in {} tensors, {} parameters, {}",
+        "{}: {} of {} experts in {} tensors, {} parameters, {}",
         path.display(),
+        match components.kind() {
+            Kind::Shares => "shares",
+            Kind::Unified => "one task vector, with masks and rescalers,",
+        },
         components.experts(),
         components.tensors.len(),
         count(elements),
@@ -113,7 +118,15 @@ pub(super) fn components(path: &Path, components: &Components, all: bool) -> Str
     for (i, label) in labels.enumerate() {
         let entries: u64 = components.tensors.iter().filter_map(|t| t.entries.get(i)).sum();
         let share = 100.0 * entries as f64 / elements.max(1) as f64;
-        let _infallible = writeln!(text, "  {label}: {} shares, {share:.2} %", count(entries));
+        let _infallible = match components.rescalers.get(i) {
+            None => writeln!(text, "  {label}: {} shares, {share:.2} %", count(entries)),
+            Some(Rescalers { tensor_mean, global_l1 }) => writeln!(
+                text,
+                "  {label}: mask of {} parameters, {share:.2} %, rescaler {tensor_mean} (tensor-mean), \
+                 {global_l1} (global-l1)",
+                count(entries)
+            ),
+        };
     }
     let _infallible = writeln!(text, "\n{}", components.recipe.trim_end());
     if all {
@@ -136,11 +149,16 @@ pub(super) fn components_json(components: &Components) -> Value {
                 "entries": tensor.entries, "offset": tensor.offset,
                 "bytes": tensor.frames.iter().map(|&bytes| u64::from(bytes)).sum::<u64>() })
     });
-    json!({
+    let mut value = json!({
         "reflow": components.reflow, "plan": components.plan, "recipe": components.recipe,
         "models": components.labels, "bytes": components.bytes, "sha256": components.sha256,
         "tensors": tensors.collect::<Vec<_>>(),
-    })
+    });
+    if components.kind() == Kind::Unified {
+        value["kind"] = json!("emr");
+        value["rescalers"] = json!(components.rescalers);
+    }
+    value
 }
 
 /// A catalog as JSON.

@@ -61,11 +61,18 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     line("read", format!("{} in all, by {io}", bytes(plan.read)));
     line(
         "output",
-        format!(
-            "{} parameters in {}",
-            count(plan.parameters),
-            shards(plan.shards.len(), plan.shards.iter().map(|s| s.bytes).sum()),
-        ),
+        match plan.unified {
+            None => format!(
+                "{} parameters in {}",
+                count(plan.parameters),
+                shards(plan.shards.len(), plan.shards.iter().map(|s| s.bytes).sum()),
+            ),
+            Some(most) => format!(
+                "no model: one task vector and {} masks, about {} if everything has moved; `reflow apply` makes models",
+                plan.experts.len(),
+                bytes(most),
+            ),
+        },
     );
     let memory = &plan.memory;
     line(

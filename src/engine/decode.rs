@@ -1,6 +1,6 @@
 //! Stored bytes to blocks of `f32`, and back.
 
-use super::frames::FrameRows;
+use super::frames::{FrameRows, Frames};
 use super::{Context, EngineError};
 use crate::kernel::{Float, Kernels, LowRank};
 use crate::method::{Block, Operand};
@@ -101,7 +101,7 @@ impl Decoder {
         let sources = &tile.segment.sources;
         let before = usize::from(context.plan.has_base);
         let values = tile.segment.valued();
-        let experts = context.frames.map_or(values - before, |frames| frames.experts);
+        let experts = context.frames.map_or(values - before, Frames::rows);
         self.base.resize(before * len, 0.0);
         self.rows.resize(experts * len, 0.0);
         let operand = context.method.operand();

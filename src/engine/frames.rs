@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::EngineError;
 use super::source::ByteRange;
-use crate::checkpoint::components::{FRAME, Frame};
+use crate::checkpoint::components::{FRAME, Form, Frame, Kind};
 
 /// Where the shares of all tensors lie in a component file, which is one of the files that a source reads.
 pub struct Frames {
@@ -13,8 +13,10 @@ pub struct Frames {
     pub path: PathBuf,
     /// Its index among the source's files.
     pub file: u32,
-    /// Rows.
-    pub experts: usize,
+    /// What the file holds.
+    pub form: Form,
+    /// The only expert whose rows are asked for.
+    pub only: Option<usize>,
     /// The shares of each segment that is merged, by its index in the plan.
     pub segments: HashMap<u32, Stored>,
 }
@@ -28,6 +30,11 @@ pub struct Stored {
 }
 
 impl Frames {
+    /// Rows of a block.
+    pub(super) fn rows(&self) -> usize {
+        if self.only.is_some() { 1 } else { self.form.experts }
+    }
+
     /// The bytes of a run of elements.
     pub(super) fn range(&self, segment: u32, start: u64, elements: u32) -> ByteRange {
         let (first, last) = numbers(start, u64::from(elements));
@@ -52,8 +59,8 @@ pub(super) struct FrameRows {
 }
 
 impl FrameRows {
-    /// Fills rows of `len` elements with the shares of elements from `from` on; `bytes` are those of
-    /// [`Frames::range`] for the tile that begins at `start`.
+    /// Fills rows of `len` elements with the shares of elements from `from` on, and with 0 (NaN, in what is unified) where
+    /// an expert has none; `bytes` are those of [`Frames::range`] for the tile that begins at `start`.
     ///
     /// # Errors
     /// [`EngineError::Components`] if they are not what was written.
@@ -65,10 +72,14 @@ impl FrameRows {
         (from, len): (u64, usize),
         rows: &mut [f32],
     ) -> Result<(), EngineError> {
-        rows.fill(0.0);
+        rows.fill(match frames.form.kind {
+            Kind::Shares => 0.0,
+            Kind::Unified => f32::NAN,
+        });
         let Some(stored) = frames.segments.get(&segment).filter(|_| len > 0) else { return Ok(()) };
         let (begins, to) = (stored.starts.get(numbers(start, 1).0), from + len as u64);
         let (first, last) = numbers(from, len as u64);
+        let first_row = frames.only.unwrap_or(0);
         for number in first..=last {
             let bounds = [number, number + 1].map(|k| stored.starts.get(k).copied());
             let ([Some(a), Some(b)], Some(&begin)) = (bounds, begins) else { continue };
@@ -79,7 +90,8 @@ impl FrameRows {
                 bytes.get((a - begin) as usize..(b - begin) as usize)
             })?;
             let before = number as u64 * u64::from(FRAME);
-            for (row, entries) in rows.chunks_exact_mut(len).zip(&frame.rows) {
+            for (row, entries) in rows.chunks_exact_mut(len).zip(frame.rows.iter().skip(first_row))
+            {
                 let skipped =
                     entries.partition_point(|&(place, _)| before + u64::from(place) < from);
                 for &(place, share) in &entries[skipped..] {
@@ -104,7 +116,7 @@ impl FrameRows {
         let known = |(of, frame): &(u32, Frame)| *of == segment && frame.number == number;
         if !self.last.as_ref().is_some_and(known) {
             let frame = bytes().and_then(|bytes| {
-                let (frame, len) = Frame::load(bytes, frames.experts).ok()?;
+                let (frame, len) = Frame::load(bytes, frames.form).ok()?;
                 let right = len == bytes.len() && (frame.tensor, frame.number) == (tensor, number);
                 right.then_some(frame)
             });
@@ -141,16 +153,26 @@ mod tests {
                     .map(|(place, share)| (place, *share))
                     .collect()
             };
-            let frame = Frame { tensor: 7, number, rows: dense.iter().map(row).collect() };
+            let frame = Frame {
+                tensor: 7,
+                number,
+                rows: dense.iter().map(row).collect(),
+                sums: Vec::new(),
+            };
             if !frame.is_empty() {
-                bytes.extend(frame.store().unwrap());
+                bytes.extend(frame.store(Kind::Shares).unwrap());
             }
         }
         starts.push(bytes.len() as u64);
         assert_eq!(starts[1], starts[2]);
         let stored = Stored { number: 7, starts };
-        let frames =
-            Frames { path: "c".into(), file: 3, experts: 2, segments: [(5, stored)].into() };
+        let frames = Frames {
+            path: "c".into(),
+            file: 3,
+            form: Form { kind: Kind::Shares, experts: 2 },
+            only: None,
+            segments: [(5, stored)].into(),
+        };
         for (tile, block) in [(4096, 4096), (100_000, 4096), (65_536, 1000), (70_001, 70_001)] {
             let (mut rows, mut got) = (FrameRows::default(), [Vec::new(), Vec::new()]);
             for start in (0..total).step_by(tile) {

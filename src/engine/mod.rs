@@ -18,7 +18,7 @@ mod worker;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use crate::checkpoint::components::Entry;
+use crate::checkpoint::components::{Form, TileShares};
 use crate::kernel::Kernels;
 use crate::method::{AnyStage, Method, MethodError, Outcome, State};
 use crate::plan::{Plan, Tile};
@@ -40,8 +40,8 @@ pub struct Context<'a> {
     pub kernels: &'static Kernels,
     /// What to do with values that are not finite.
     pub nonfinite: NonFinite,
-    /// Whether maps fill in shares, for [`TileSink::shares`].
-    pub shares: bool,
+    /// The form in which maps fill in shares, for [`TileSink::shares`], if they do.
+    pub shares: Option<Form>,
     /// Where the rows of blocks come from, if not from experts.
     pub frames: Option<&'a Frames>,
     /// Told about every tile.
@@ -118,12 +118,11 @@ pub trait TileSink: Send {
     /// If the disk refuses.
     fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
 
-    /// Takes the shares of a tile that was merged, a row for each expert, of those elements in which it has one; places
-    /// count from the tile's start. Called after its bytes were written.
+    /// Takes the shares of a tile that was merged. Called after its bytes were written.
     ///
     /// # Errors
     /// If the disk refuses.
-    fn shares(&mut self, _tile: &Tile, _rows: &[Vec<Entry>]) -> Result<(), SinkError> {
+    fn shares(&mut self, _tile: &Tile, _shares: &TileShares) -> Result<(), SinkError> {
         Ok(())
     }
 }

@@ -30,7 +30,7 @@ use super::rows::Rows;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
-use crate::checkpoint::components::Entry;
+use crate::checkpoint::components::TileShares;
 use crate::method::State;
 use crate::plan::{Action, Segment, Tile, sampled, tiles};
 
@@ -38,7 +38,7 @@ use crate::plan::{Action, Segment, Tile, sampled, tiles};
 #[derive(Default)]
 struct Ticket {
     out: Vec<u8>,
-    shares: Vec<Vec<Entry>>,
+    shares: TileShares,
 }
 
 /// A tile whose bytes are in memory.
@@ -325,8 +325,10 @@ fn write(
         while let Some((Planned { tile, reach, .. }, ticket)) = early.remove(&next) {
             let segment = &context.plan.segments[tile.segment as usize];
             let offset = segment.offset + tile.start * u64::from(segment.out_size);
-            sink.write(segment.shard as usize, offset, &ticket.out)?;
-            if context.shares && segment.action == Action::Merge {
+            if !ticket.out.is_empty() {
+                sink.write(segment.shard as usize, offset, &ticket.out)?;
+            }
+            if context.shares.is_some() && segment.action == Action::Merge {
                 sink.shares(&tile, &ticket.shares)?;
             }
             next += 1;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
 use super::{Context, EngineError, Keep, SinkError, Work};
-use crate::checkpoint::components::Entry;
+use crate::checkpoint::components::{Form, Kind, TileShares};
 use crate::method::{AnyStage, BLOCK, Held, Next, Outcome, State, block_len};
 use crate::plan::Action;
 
@@ -57,9 +57,9 @@ impl<'a> Worker<'a> {
         unit: Option<u32>,
         tile: &TileData<'_>,
         out: &mut [u8],
-        shares: &mut Vec<Vec<Entry>>,
+        shares: &mut TileShares,
     ) -> Result<(), EngineError> {
-        shares.iter_mut().for_each(Vec::clear);
+        shares.clear();
         match (self.work, unit) {
             (Work::Copies { .. }, _) => self.copy(tile, out),
             (Work::Stage { stage, keep, .. }, _) => {
@@ -82,10 +82,10 @@ impl<'a> Worker<'a> {
         stage: &dyn AnyStage,
         state: &mut State,
         tile: &TileData<'_>,
-        (out, shares): (&mut [u8], &mut Vec<Vec<Entry>>),
+        (out, shares): (&mut [u8], &mut TileShares),
         keep: &dyn Keep,
     ) -> Result<(), EngineError> {
-        let split = self.context.shares && stage.writes();
+        let split = self.context.shares.filter(|_| stage.writes());
         let size = tile.segment.out_size as usize;
         let block = block_len(tile.segment.grain);
         if stage.writes() && self.values.len() < block {
@@ -100,10 +100,12 @@ impl<'a> Worker<'a> {
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
             let rows = &mut self.shares;
             self.decoder.block(self.context, tile, at, len, |block| {
-                if split {
+                if let Some(form) = split {
                     rows.resize(block.rows.len() * len, 0.0);
-                    stage.add_shares(state, block, values, rows);
-                    list(at, len, rows, shares);
+                    let before = shares.sums.len();
+                    shares.sums.resize(before + form.sums(), 0.0);
+                    stage.add_shares(state, block, values, rows, &mut shares.sums[before..]);
+                    list(form, (at, len), rows, shares);
                 } else {
                     stage.add(state, block, values);
                 }
@@ -111,7 +113,7 @@ impl<'a> Worker<'a> {
             if let Some(parcel) = stage.hand_out(state, false) {
                 keep.keep(&parcel)?;
             }
-            if stage.writes() {
+            if stage.writes() && size > 0 {
                 let out = &mut out[at * size..(at + len) * size];
                 encode(self.context, tile, at, values, out)?;
             }
@@ -137,7 +139,7 @@ impl<'a> Worker<'a> {
         &mut self,
         unit: u32,
         tile: &TileData<'_>,
-        (out, shares): (&mut [u8], &mut Vec<Vec<Entry>>),
+        (out, shares): (&mut [u8], &mut TileShares),
     ) -> Result<Outcome, EngineError> {
         let named =
             |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
@@ -166,7 +168,10 @@ impl<'a> Worker<'a> {
                 if check {
                     self.compare(tile)?;
                 }
-                out.copy_from_slice(base);
+                // Some merges have no room for what is the base's.
+                if !out.is_empty() {
+                    out.copy_from_slice(base);
+                }
             }
             Action::Merge | Action::Convert
                 if tile.segment.sources[0].float == tile.segment.out && tile.is_plain(0) =>
@@ -204,12 +209,16 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Appends what is not zero in rows of `len` elements, the first at `at`, to the lists of the experts.
-fn list(at: usize, len: usize, rows: &[f32], shares: &mut Vec<Vec<Entry>>) {
-    shares.resize(rows.len() / len.max(1), Vec::new());
-    for (row, list) in rows.chunks_exact(len).zip(shares) {
-        let entries = (at as u32..).zip(row).filter(|(_, share)| **share != 0.0);
-        list.extend(entries.map(|(place, share)| (place, *share)));
+/// Appends what is there in rows of `len` elements, the first at `at`, to the lists of the experts.
+fn list(form: Form, (at, len): (usize, usize), rows: &[f32], shares: &mut TileShares) {
+    let there = |share: f32| match form.kind {
+        Kind::Shares => share != 0.0,
+        Kind::Unified => !share.is_nan(),
+    };
+    shares.rows.resize(form.experts, Vec::new());
+    for (row, list) in rows.chunks_exact(len).zip(&mut shares.rows) {
+        let entries = (at as u32..).zip(row.iter().copied());
+        list.extend(entries.filter(|&(_, share)| there(share)));
     }
 }
 

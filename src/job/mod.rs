@@ -56,24 +56,25 @@ mod vocabulary;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-pub use components::{Components, StoredShares};
+pub use components::{Components, Rescalers, StoredShares};
 pub use manifest::{Manifest, ManifestExtent, ManifestFile};
 pub use preflight::Space;
 pub use run::{PassReport, Report};
 pub use status::{Status, Unfinished, clean, status};
 pub use verify::{Depth, Finding, VerifyReport, verify};
 
+use crate::checkpoint::components::{Form, Kind};
 use crate::checkpoint::{ModelCard, ShardFile};
 use crate::engine::sink::{RealDisk, SinkError, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::{Method, Weighted, registry};
+use crate::method::{Method, Rebuilt, Weighted, registry};
 use crate::plan::tied::Tie;
 use crate::plan::{Beside, Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, RecipeError, Settings, Words, reference};
-use components::{Prepared, Recombined};
+use components::{Prepared, Recombined, Wanted};
 use staging::{Place, PlanFile};
 use vocabulary::Tokenizer;
 
@@ -135,9 +136,14 @@ impl Job {
             values: recipe.merge_values()?,
         };
         let method = (recipe.method.build)(&setup);
-        let beside = match &settings.components {
-            None => Beside::Nothing,
-            Some(_) => components::beside(&recipe, &inputs, &*method)?,
+        if let (true, Some(_)) = (method.unifies(), &settings.components) {
+            let reason = format!("{} makes no merge that could have any", recipe.method.name);
+            return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
+        }
+        let beside = if settings.components.is_some() || method.unifies() {
+            components::beside(&recipe, &inputs, &*method)?
+        } else {
+            Beside::Nothing
         };
         Self::assemble(
             Parts { recipe, inputs, ties, tokenizer, method, beside, kernels },
@@ -160,26 +166,74 @@ impl Job {
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let kernels = kernel::select()?;
-        let Some(components) = Components::load(dir)? else {
+        let Some(components) = Components::load(dir, Kind::Shares)? else {
             let reason = format!("{} holds no components", dir.display());
             return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
         };
+        let wanted = Wanted::Lambdas(lambdas);
+        let method = Box::new(Weighted { kernels });
+        Self::made_of(dir, &components, base, wanted, (kernels, method), settings, progress)
+    }
+
+    /// Plans the model of one task from what a merge by EMR-Merging has made in `dir`, and its base. `rescale` says which
+    /// rescaler is taken, if not the one of that merge's recipe.
+    ///
+    /// # Errors
+    /// If there is no such task, or `dir` and base do not belong together, or are damaged; everything else as in
+    /// [`Job::plan`].
+    pub fn apply(
+        dir: &Path,
+        base: &Path,
+        task: &str,
+        rescale: Option<&str>,
+        settings: Settings,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        let kernels = kernel::select()?;
+        let wrong = |key: &str, reason: String| RecipeError::Value { key: key.to_owned(), reason };
+        let Some(found) = Components::load(dir, Kind::Unified)? else {
+            let reason =
+                format!("{} is no directory that reflow merge --method emr made", dir.display());
+            return Err(wrong("--emr", reason).into());
+        };
+        let expert = found.task(task).map_err(|reason| wrong("--task", reason))?;
+        let form = match rescale {
+            Some(form) => form.to_owned(),
+            None => found.rescale(dir)?,
+        };
+        let lambda = found.rescalers[expert].of(&form);
+        let note = format!(
+            "# The model of task {task:?}, made by reflow apply; rescaler {form} {lambda}\n"
+        );
+        let wanted = Wanted::Task { expert, note };
+        let method = Box::new(Rebuilt { lambda });
+        Self::made_of(dir, &found, base, wanted, (kernels, method), settings, progress)
+    }
+
+    fn made_of(
+        dir: &Path,
+        components: &Components,
+        base: &Path,
+        wanted: Wanted<'_>,
+        (kernels, method): (&'static Kernels, Box<dyn Method>),
+        settings: Settings,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
         let Prepared { recipe, inputs, ties, beside, file } =
-            components::prepare(dir, &components, base, lambdas)?;
+            components::prepare(dir, components, base, &wanted)?;
         for warning in recipe.validate()? {
             progress.event(&Event::Warning { text: &warning });
         }
-        let method = Box::new(Weighted { kernels });
         let (template, _) = template::settle(&recipe, &inputs)?;
         let tokenizer = Tokenizer { template, ..Tokenizer::default() };
         let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels };
-        Self::assemble(parts, settings, Some((&components, file)), progress)
+        Self::assemble(parts, settings, Some((components, file, wanted)), progress)
     }
 
     fn assemble(
         parts: Parts,
         settings: Settings,
-        stored: Option<(&Components, ShardFile)>,
+        stored: Option<(&Components, ShardFile, Wanted<'_>)>,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let Parts { recipe, inputs, ties, tokenizer, method, beside, kernels } = parts;
@@ -187,7 +241,7 @@ impl Job {
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
         });
-        let extra = stored.as_ref().map(|(_, file)| file);
+        let extra = stored.as_ref().map(|(_, file, _)| file);
         let files: Vec<&ShardFile> = files_read(&inputs, extra).collect();
         let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
         let (mode, mode_reason) = source::choose(settings.io, &paths, settings.memory.is_some());
@@ -201,9 +255,13 @@ impl Job {
             None => Box::new(RealDisk),
         };
         let base_files = inputs.donor().files.len() as u32;
-        let recombined = stored.map(|(components, file)| {
-            let frames = components::frames(components, &plan, base_files, &file)?;
-            Ok::<_, Error>(Recombined { frames, file })
+        let recombined = stored.map(|(components, file, wanted)| {
+            let frames = components::frames(components, &plan, base_files, &file, &wanted)?;
+            let note = match wanted {
+                Wanted::Lambdas(_) => String::new(),
+                Wanted::Task { note, .. } => note,
+            };
+            Ok::<_, Error>(Recombined { frames, file, note })
         });
         let recombined = recombined.transpose()?;
         Ok(Self {
@@ -222,9 +280,15 @@ impl Job {
         })
     }
 
+    /// Whether a model is made, and not what models are made from later.
+    pub fn makes_model(&self) -> bool {
+        !self.method.unifies()
+    }
+
     /// The plan in numbers and names.
     pub fn summary(&self) -> PlanSummary {
         let mut summary = PlanSummary::new(&self.plan, &*self.method);
+        summary.unified = self.method.unifies().then(|| self.shares_bytes());
         summary.warnings.extend(publish::config(self).into_iter().flat_map(|(_, notes)| notes));
         summary
     }
@@ -312,12 +376,30 @@ impl Job {
         files_read(&self.inputs, self.recombined.as_ref().map(|recombined| &recombined.file))
     }
 
-    /// About what the shares of all experts take on the disk.
-    fn shares_bytes(&self) -> u64 {
-        if self.settings.components.is_none() {
-            return 0;
+    /// The form of the frames that are made, if any are.
+    fn form(&self) -> Option<Form> {
+        let experts = self.plan.experts().len();
+        match (self.method.unifies(), &self.settings.components) {
+            (true, _) => Some(Form { kind: Kind::Unified, experts }),
+            (false, Some(_)) => Some(Form { kind: Kind::Shares, experts }),
+            (false, None) => None,
         }
+    }
+
+    /// About what the frames of all experts take on the disk.
+    fn shares_bytes(&self) -> u64 {
+        let Some(form) = self.form() else { return 0 };
         let elements: u64 = self.plan.units.iter().map(|unit| unit.view.elements).sum();
+        if form.kind == Kind::Unified {
+            // As if everything moved: the value as the widest expert stores it, and a bit for each.
+            let segments = self.plan.units.iter().flat_map(|unit| &unit.segments);
+            let values = segments.map(|&segment| {
+                let segment = &self.plan.segments[segment as usize];
+                let sizes = (1..segment.sources.len()).map(|i| segment.source_size(i).min(4));
+                segment.elements * sizes.max().unwrap_or(4)
+            });
+            return values.sum::<u64>() + elements.div_ceil(8) * form.experts as u64;
+        }
         let kept = elements as f64 * self.recipe.kept().unwrap_or(0.1);
         // A gap and a value for each.
         (kept * self.plan.experts().len() as f64 * 5.0) as u64
@@ -374,7 +456,8 @@ impl Job {
 
     /// The recipe as it is published: with display names instead of paths.
     fn published_recipe(&self) -> String {
-        self.published(&self.recipe)
+        let note = self.recombined.as_ref().map_or("", |recombined| &recombined.note);
+        format!("{note}{}", self.published(&self.recipe))
     }
 
     /// A recipe of the same models as it is published.

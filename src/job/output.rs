@@ -9,7 +9,7 @@ use super::components::Writer;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
 use crate::checkpoint::Layout;
-use crate::checkpoint::components::Entry;
+use crate::checkpoint::components::TileShares;
 use crate::engine::TileSink;
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
@@ -442,7 +442,7 @@ impl TileSink for Output<'_> {
         self.finish_if_whole(k)
     }
 
-    fn shares(&mut self, tile: &Tile, rows: &[Vec<Entry>]) -> Result<(), SinkError> {
-        self.components.as_mut().map_or(Ok(()), |components| components.add(tile, rows))
+    fn shares(&mut self, tile: &Tile, shares: &TileShares) -> Result<(), SinkError> {
+        self.components.as_mut().map_or(Ok(()), |components| components.add(tile, shares))
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::Job;
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{Output, hex};
 use super::verify::{self, Depth};
 use super::vocabulary::Tokenizer;
+use super::{Job, components};
 use crate::checkpoint::tokenizer::{
     TEMPLATE, TEMPLATE_JSON, TOKENIZER, TOKENIZER_CONFIG, config_with_tokens, is_tokenizer_file,
     list_with_tokens, with_template, with_tokens,
@@ -41,6 +41,10 @@ const CARD: &str = "README.md";
 /// # Errors
 /// What the disk of the inputs says.
 pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
+    if job.method.unifies() {
+        let names = components::UNIFIED_NAMES.into_iter().chain([RECIPE, manifest::FILE]);
+        return Ok(names.map(str::to_owned).collect());
+    }
     let mut names = donated(job)?;
     names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
     names.extend(job.recipe.coefficients.as_ref().map(|_| COEFFICIENTS.to_owned()));
@@ -100,9 +104,16 @@ fn resize(job: &Job, config: &mut Value) {
     }
 }
 
-/// Writes side files, model card, recipe, config, index and manifest.
-pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), Error> {
-    let mut files = shards(job, output)?;
+/// Writes side files, model card, recipe, config, index and manifest. `kept` are files that were made instead of shards:
+/// these are no model, so there is nothing beside them that a loader would look for.
+pub(super) fn write(
+    job: &Job,
+    model: &Path,
+    output: &Output<'_>,
+    kept: Vec<ManifestFile>,
+) -> Result<(), Error> {
+    let (mut files, is_model) = (shards(job, output)?, kept.is_empty());
+    files.extend(kept);
     let mut write = |name: &str, bytes: &[u8]| -> Result<(), Error> {
         durable::write_atomic(&*job.storage, &model.join(name), bytes)?;
         let sha256 = hex(&Sha256::digest(bytes));
@@ -110,7 +121,7 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
         files.push(ManifestFile { name, bytes, sha256, extents: Vec::new() });
         Ok(())
     };
-    for name in donated(job)? {
+    for name in if is_model { donated(job)? } else { Vec::new() } {
         if name == CONFIG || name == CARD || name == manifest::FILE {
             continue;
         }
@@ -120,8 +131,10 @@ pub(super) fn write(job: &Job, model: &Path, output: &Output<'_>) -> Result<(), 
     if let Some(coefficients) = &job.recipe.coefficients {
         write(COEFFICIENTS, coefficients.to_json().as_bytes())?;
     }
-    write(CARD, job.model_card().render().as_bytes())?;
-    if let Some((config, _)) = config(job) {
+    if is_model {
+        write(CARD, job.model_card().render().as_bytes())?;
+    }
+    if let Some((config, _)) = config(job).filter(|_| is_model) {
         write(CONFIG, config_json(&config, out_dtype(job), untied(job)).as_bytes())?;
     }
     if let Some(index) = job.plan.layout.index_json() {

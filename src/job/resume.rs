@@ -7,7 +7,7 @@ use super::output::file_of;
 use super::parcels::Shelf;
 use super::snapshots::Snapshots;
 use super::{Job, components};
-use crate::checkpoint::components::{Frame, HEAD};
+use crate::checkpoint::components::{Form, Frame, HEAD};
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
 use crate::method::{AnyStage, Next, State};
@@ -53,11 +53,11 @@ pub(super) fn recheck(job: &Job, model: &Path, journal: &mut Journal) -> Result<
 /// What the disk says.
 pub(super) fn recheck_components(
     job: &Job,
+    form: Form,
     dir: &Path,
     journal: &mut Journal,
 ) -> Result<(), Error> {
     let mut left = job.settings.reread.unwrap_or(REREAD);
-    let experts = job.plan.experts().len();
     let grown: Vec<u64> = (journal.records())
         .map(|record| record.components.as_ref().map_or(HEAD, |grown| grown.bytes))
         .collect();
@@ -70,7 +70,7 @@ pub(super) fn recheck_components(
             break;
         }
         left = left.saturating_sub(to - before);
-        if !components::is_there(dir, experts, before, to)? {
+        if !components::is_there(dir, form, before, to)? {
             journal.take_back(at)?;
         }
     }
@@ -84,7 +84,7 @@ pub(super) fn recheck_components(
 /// What the disk says.
 #[expect(clippy::option_option, reason = "nothing begun is not the same as gone")]
 pub(super) fn begun(
-    job: &Job,
+    form: Form,
     journal: &Journal,
     saved: &Snapshots<'_>,
 ) -> Result<Option<Option<Frame>>, Error> {
@@ -94,7 +94,7 @@ pub(super) fn begun(
     }
     let Cursor { units, stage, elements, .. } = journal.cursor();
     let stored = saved.load(units, stage, elements)?;
-    let frame = stored.and_then(|stored| Frame::load(&stored, job.plan.experts().len()).ok());
+    let frame = stored.and_then(|stored| Frame::load(&stored, form).ok());
     Ok(frame.map(|(frame, _)| Some(frame)))
 }
 

@@ -114,7 +114,7 @@ fn in_staging(
         method: &*job.method,
         kernels: job.kernels,
         nonfinite: job.recipe.nonfinite,
-        shares: job.settings.components.is_some(),
+        shares: job.form(),
         frames: job.recombined.as_ref().map(|recombined| &recombined.frames),
         progress,
         cancel,
@@ -129,27 +129,27 @@ fn in_staging(
     resume::recheck(job, &staging.model(), &mut journal)?;
     let shelf = Shelf::new(&*job.storage, &staging.state());
     let begun = Snapshots::begun(&*job.storage, &staging.state());
-    let (under_way, components) = match &job.settings.components {
+    let (under_way, components) = match job.form() {
         None => (resume::resume(job, &mut journal, &snapshots, &shelf)?, None),
-        Some(dir) => {
-            let there = components::check(job, dir, staging.out(), journal.last().is_some())?;
+        Some(form) => {
+            let there = match &job.settings.components {
+                Some(dir) => components::check(job, dir, staging.out(), journal.last().is_some())?,
+                None => false,
+            };
+            let place = staging.frames(form.kind);
             if !there {
-                resume::recheck_components(job, &staging.components(), &mut journal)?;
+                resume::recheck_components(job, form, &place, &mut journal)?;
             }
             let (under_way, frame) = loop {
                 let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
-                match resume::begun(job, &journal, &begun)? {
+                match resume::begun(form, &journal, &begun)? {
                     Some(frame) => break (under_way, frame),
                     None => journal.take_back(journal.len() - 1)?,
                 }
             };
             let grown = journal.last().and_then(|last| last.components.as_ref());
-            let (storage, plan) = (&*job.storage, &job.plan);
-            let writer = if there {
-                Writer::published(storage, staging.components(), plan)
-            } else {
-                Writer::open(storage, staging.components(), plan, grown, frame)?
-            };
+            let writer = Writer::published(&*job.storage, place, &job.plan, form);
+            let writer = if there { writer } else { writer.open(grown, frame)? };
             (under_way, Some(writer))
         }
     };
@@ -194,10 +194,9 @@ fn in_staging(
     let Passes { source, mut output, mut report, .. } = passes;
     source.verify_unchanged().map_err(EngineError::Source)?;
     output.finish()?;
-    if let Some(components) = output.components() {
-        components.finish(job)?;
-    }
-    publish::write(job, &staging.model(), &output)?;
+    let kept = output.components().map_or(Ok(Vec::new()), |components| components.finish(job))?;
+    let kept = if job.method.unifies() { kept } else { Vec::new() };
+    publish::write(job, &staging.model(), &output, kept)?;
     publish::check(job, &staging.model(), progress, cancel)?;
     report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
     report.read = report.passes.iter().map(|p| p.read).sum();
@@ -253,7 +252,7 @@ impl Redo {
             }
             SinkError::Damaged { path, offset, len } => match staging.shard_at(path) {
                 Some(shard) => staging.journal()?.take_back_bytes(shard, *offset, *len),
-                None if path.starts_with(staging.components()) => {
+                None if components::is_data(path) => {
                     staging.journal()?.take_back_components(*offset)
                 }
                 None => Ok(false),
@@ -475,7 +474,12 @@ impl Passes<'_> {
         let all = segments.iter().map(|&s| &plan.segments[s as usize]);
         let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
         let widest = all
-            .map(|s| if writes { u64::from(s.out_size) } else { s.element_bytes() })
+            .map(|s| match s.out_size {
+                // What is made instead of an output takes about a value for each element.
+                0 if writes => 4,
+                size if writes => size.into(),
+                _ => s.element_bytes(),
+            })
             .max()
             .unwrap_or(1);
         let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });

@@ -13,6 +13,7 @@ use super::components::{self, Components};
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
 use super::output::{file_of, hex};
 use super::staging::{self, PlanFile};
+use crate::checkpoint::components::Kind;
 use crate::checkpoint::{Catalog, CheckpointError, OpenOptions};
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
@@ -127,7 +128,7 @@ pub fn verify(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<VerifyReport, Error> {
-    if let Some(found) = Components::load(dir)? {
+    if let Some(found) = Components::load(dir, Kind::Shares)? {
         return components::verify(dir, &found, depth, cancel);
     }
     match staging::find_unpublished(dir) {
@@ -144,12 +145,12 @@ pub(super) fn finished(
     cancel: &AtomicBool,
 ) -> Result<VerifyReport, Error> {
     let mut report = VerifyReport { finished: true, ..VerifyReport::default() };
-    match Catalog::open(dir, OpenOptions::default()) {
-        Ok(catalog) => report.warnings.extend(catalog.warnings),
+    match form(dir) {
+        Ok(None) => {}
+        Ok(Some(catalog)) => report.warnings.extend(catalog.warnings),
         Err(error) => {
-            let denied = matches!(&error, CheckpointError::Io { source, .. }
+            let denied = matches!(&error, Error::Checkpoint(CheckpointError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied);
-            let error = Error::from(error);
             // What cannot be read now may well be sound; what is not there is nothing to look at.
             if denied || error.exit_code() == 7 || !dir.is_dir() {
                 return Err(error);
@@ -191,6 +192,14 @@ pub(super) fn finished(
     }
     run(dir, &tasks, &mut report, progress, cancel)?;
     Ok(report)
+}
+
+/// The form of a finished output: a model, or what EMR-Merging makes, of which there is nothing more to tell.
+fn form(dir: &Path) -> Result<Option<Catalog>, Error> {
+    match Components::load(dir, Kind::Unified)? {
+        Some(_) => Ok(None),
+        None => Ok(Some(Catalog::open(dir, OpenOptions::default())?)),
+    }
 }
 
 /// Looks at what the journal of an unfinished output speaks of.

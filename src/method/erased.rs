@@ -22,7 +22,14 @@ pub trait AnyStage: Send + Sync {
     /// See [`Stage::add`].
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]);
     /// See [`Stage::add_shares`].
-    fn add_shares(&self, state: &mut State, block: &Block<'_>, out: &mut [f32], shares: &mut [f32]);
+    fn add_shares(
+        &self,
+        state: &mut State,
+        block: &Block<'_>,
+        out: &mut [f32],
+        shares: &mut [f32],
+        sums: &mut [f64],
+    );
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
     /// See [`Stage::save`].
@@ -65,8 +72,9 @@ impl<S: Stage> AnyStage for S {
         block: &Block<'_>,
         out: &mut [f32],
         shares: &mut [f32],
+        sums: &mut [f64],
     ) {
-        Stage::add_shares(self, own::<S>(state), block, out, shares);
+        Stage::add_shares(self, own::<S>(state), block, out, shares, sums);
     }
 
     fn merge(&self, into: &mut State, from: State) {

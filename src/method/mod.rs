@@ -16,6 +16,7 @@ mod adamerging;
 mod arcee_fusion;
 mod arithmetic;
 mod band;
+mod emr;
 mod erased;
 mod fisher;
 mod linear;
@@ -39,6 +40,7 @@ mod weighted;
 use std::fmt;
 use std::sync::Arc;
 
+pub use emr::Rebuilt;
 pub use erased::{AnyStage, State};
 pub use memory::{block_len, run_in_memory};
 pub use parcels::{Held, Lost, Parcels};
@@ -123,6 +125,11 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// Whether it makes no model, but what the model of each task is made from later.
+    fn unifies(&self) -> bool {
+        false
+    }
+
     /// Starts the merge of a unit.
     ///
     /// # Errors
@@ -166,13 +173,16 @@ pub trait Stage: Send + Sync + 'static {
     fn add(&self, state: &mut Self::State, block: &Block<'_>, out: &mut [f32]);
 
     /// Like [`Stage::add`], for maps of methods that [have shares](Method::has_shares): fills `shares`, too, a row of the
-    /// block's length for each expert. The merged values are the same.
+    /// block's length for each expert. The merged values are the same. A method that [unifies](Method::unifies) fills a
+    /// row with the value of the element, and with NaN where the expert has none; and `sums`, two for each expert: of
+    /// its task vector's magnitudes, and of what its mask leaves of the unified one's.
     fn add_shares(
         &self,
         state: &mut Self::State,
         block: &Block<'_>,
         out: &mut [f32],
         _shares: &mut [f32],
+        _sums: &mut [f64],
     ) {
         self.add(state, block, out);
     }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
-    Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, fisher, linear, nearswap,
+    Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, emr, fisher, linear, nearswap,
     passthrough, pcb, ram, sce, ties,
 };
 use crate::kernel::Kernels;
@@ -21,6 +21,7 @@ pub static ENTRIES: &[&Entry] = &[
     &ties::ENTRY,
     &adamerging::ENTRY,
     &adamerging::PLUS,
+    &emr::ENTRY,
     &arithmetic::dare::ENTRY,
     &arithmetic::dare::TIES,
     &arithmetic::della::ENTRY,

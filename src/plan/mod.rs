@@ -125,7 +125,7 @@ pub struct Segment {
     pub place: u32,
     /// Output type, and its bytes per element (1 for [`Action::Copy`]).
     pub out: Float,
-    /// Bytes per output element.
+    /// Bytes per output element; 0 if no output is made.
     pub out_size: u32,
     /// Output shard.
     pub shard: u32,
@@ -153,6 +153,20 @@ impl Segment {
         if let Action::Copy { check } = &mut self.action {
             *check = false;
         }
+    }
+
+    /// Whether its data is looked at even where no output is made: what is merged, and what experts must agree on.
+    fn is_needed(&self) -> bool {
+        match self.action {
+            Action::Merge => true,
+            Action::Convert => false,
+            Action::Copy { check } => check && self.sources.len() > 1,
+        }
+    }
+
+    /// Leaves it no place in an output.
+    fn forget_output(&mut self) {
+        (self.out_size, self.shard, self.offset) = (0, 0, 0);
     }
 
     /// Bytes per element in source `i`.
@@ -302,6 +316,8 @@ pub enum Beside {
     Nothing,
     /// The shares of all experts are kept.
     Shares,
+    /// No output is made: what experts have in common is kept, and what each has of it.
+    Unified,
     /// The shares of all experts are read instead of them.
     Frames {
         /// Bytes of the largest frame.
@@ -331,9 +347,15 @@ impl Plan {
         let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
         let mut segments = segments(&alignment, &tensors, &layout);
-        if let Beside::Frames { .. } = means.beside {
-            segments.iter_mut().for_each(Segment::forget_experts);
+        match means.beside {
+            Beside::Frames { .. } => segments.iter_mut().for_each(Segment::forget_experts),
+            Beside::Unified => {
+                segments.retain(Segment::is_needed);
+                segments.iter_mut().for_each(Segment::forget_output);
+            }
+            Beside::Nothing | Beside::Shares => {}
         }
+        let layout = if means.beside == Beside::Unified { layout.without_shards() } else { layout };
         let merged = segments.iter().filter(|segment| segment.action == Action::Merge);
         let merged = merged.map(|segment| alignment.tensors[segment.tensor as usize].named());
         let merged: Vec<Named<'_>> = merged.collect();
@@ -577,7 +599,7 @@ fn demand(
     let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
     let (inputs_read, input_bytes, entries, frames) = match means.beside {
         Beside::Nothing => (read, stored, 0, 0),
-        Beside::Shares => {
+        Beside::Shares | Beside::Unified => {
             let entries = n * size_of::<Entry>() as u64;
             (read, stored, entries, unpacked + n * block_rows())
         }

@@ -81,6 +81,9 @@ pub struct PlanSummary {
     pub written: u64,
     /// Output shards.
     pub shards: Vec<ShardSummary>,
+    /// Bytes, at most, of what is made instead of shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unified: Option<u64>,
     /// Parameters of the output.
     pub parameters: u64,
     /// Memory by purpose.
@@ -133,6 +136,7 @@ impl PlanSummary {
                     tensors: s.tensors.len(),
                 })
                 .collect(),
+            unified: None,
             parameters: plan.layout.total_parameters,
             memory: plan.budget.clone(),
             warnings: plan.warnings.clone(),

@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Point, Request, grid, remove};
+use crate::checkpoint::components::Kind;
 use crate::error::{Error, IoContext};
 use crate::job::{self, Components, Job, Status, Ties};
 use crate::progress::{Event, Progress, Silent};
-use crate::recipe::{Recipe, Setting, Settings};
+use crate::recipe::{Recipe, RecipeError, Setting, Settings};
 
 const LAMBDA: &str = "lambda";
 /// How directories of components begin; the rest tells of which settings they are.
@@ -96,7 +97,7 @@ impl<'a> Candidates<'a> {
         let base = recipe
             .base
             .clone()
-            .filter(|_| split && Components::load(&kept).is_ok_and(|c| c.is_some()));
+            .filter(|_| split && Components::load(&kept, Kind::Shares).is_ok_and(|c| c.is_some()));
         if let Some(base) = base {
             // The merge that made them may have been stopped just before its own end.
             let _bytes = job::clean(out)?;
@@ -109,9 +110,14 @@ impl<'a> Candidates<'a> {
             self.keep_only(Some(&kept))?;
         }
         let components = (split && keep).then_some(kept);
-        let plan = || {
+        let plan = || -> Result<Job, Error> {
             let settings = self.settings(components.clone(), !keep);
-            Job::plan(recipe.clone(), settings, Ties::Compare(stop), &told)
+            let job = Job::plan(recipe.clone(), settings, Ties::Compare(stop), &told)?;
+            if !job.makes_model() {
+                let reason = format!("{} makes no model that could be scored", recipe.method.name);
+                return Err(RecipeError::Value { key: "merge_method".to_owned(), reason }.into());
+            }
+            Ok(job)
         };
         match self.run(&plan()?, out, &told, stop) {
             // Of another candidate, before a search was stopped.

@@ -9,6 +9,7 @@ mod cli;
 mod coefficients;
 mod components;
 mod diff;
+mod emr;
 mod evidence;
 mod failures;
 mod lora;

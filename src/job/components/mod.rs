@@ -6,37 +6,94 @@
 //! ```
 //! It grows in the staging directory of the output (`OUT.partial/components/`) and gets its name by a rename of its own,
 //! just before the output does.
+//!
+//! What EMR-Merging makes is the same, with a unified task vector and masks in place of shares: `emr.bin` and `emr.json`. They
+//! are files of an output that has no other weights.
 
 mod place;
 mod recombine;
+mod rescale;
 mod scan;
 mod verify;
 mod writer;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub(super) use place::check;
-pub(super) use recombine::{Prepared, Recombined, frames, prepare};
+pub(super) use recombine::{Prepared, Recombined, Wanted, frames, prepare};
+pub use rescale::Rescalers;
 pub(super) use verify::verify;
 pub(super) use writer::{Grown, Writer, is_there};
 
 use super::reading::read_file;
-use crate::checkpoint::components::{FRAME, FRAME_HEAD, HEAD};
+use crate::checkpoint::components::{FRAME, FRAME_HEAD, Form, HEAD, Kind};
 use crate::error::Error;
 use crate::method::Method;
 use crate::plan::{Beside, Inputs};
-use crate::recipe::{ChatTemplate, Recipe, RecipeError};
+use crate::recipe::{ChatTemplate, Recipe, RecipeError, suggestion};
 
-/// The name of the data file.
-pub(super) const DATA: &str = "components.bin";
-/// The name of the file that says what is in it.
-pub(super) const FILE: &str = "components.json";
-const FORMAT: &str = "reflow components 1";
+/// The names of the files of components.
+pub(super) const NAMES: [&str; 2] = [SHARES_NAMES.data, SHARES_NAMES.file];
+/// The names of the files that EMR-Merging makes, the one that says what is in the other last.
+pub(super) const UNIFIED_NAMES: [&str; 2] = [EMR_NAMES.data, EMR_NAMES.file];
+/// The file without which nobody takes a directory for one that EMR-Merging has made.
+pub(super) const UNIFIED: &str = EMR_NAMES.file;
+
+const SHARES_NAMES: Names = Names {
+    data: "components.bin",
+    file: "components.json",
+    format: "reflow components 1",
+    again: "merge again with --components",
+};
+const EMR_NAMES: Names = Names {
+    data: "emr.bin",
+    file: "emr.json",
+    format: "reflow emr 1",
+    again: "merge again with --method emr",
+};
 /// Far above that of a model with 100,000 tensors and 64 experts.
 const LARGEST: u64 = 1 << 30;
+
+/// What the files of a kind are called.
+struct Names {
+    /// The file of frames.
+    data: &'static str,
+    /// The file that says what is in it.
+    file: &'static str,
+    /// The version of the format.
+    format: &'static str,
+    /// How to get others.
+    again: &'static str,
+}
+
+impl Names {
+    fn of(kind: Kind) -> &'static Self {
+        match kind {
+            Kind::Shares => &SHARES_NAMES,
+            Kind::Unified => &EMR_NAMES,
+        }
+    }
+
+    /// The data file in a directory.
+    fn data_in(&self, dir: &Path) -> PathBuf {
+        dir.join(self.data)
+    }
+
+    /// The same while it is written.
+    fn part_in(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.part", self.data))
+    }
+}
+
+/// Whether a path is that of a data file, or of one being written.
+pub(super) fn is_data(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = name.strip_suffix(".part").unwrap_or(name);
+    [Kind::Shares, Kind::Unified].into_iter().any(|kind| name == Names::of(kind).data)
+}
 
 /// What a directory of components holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +123,9 @@ pub struct Components {
     pub bytes: u64,
     /// Its SHA-256.
     pub sha256: String,
+    /// The rescalers of each expert; none of components.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rescalers: Vec<Rescalers>,
     /// The tensors, in the order of their frames.
     pub tensors: Vec<StoredShares>,
 }
@@ -145,7 +205,8 @@ impl StoredShares {
     }
 }
 
-/// What a merge keeps beside its output, if components are asked for.
+/// What a merge keeps beside its output, or makes instead of one, if components are asked for or its method makes no
+/// other.
 ///
 /// # Errors
 /// [`RecipeError::Value`] if it is none that they can be kept of.
@@ -155,13 +216,19 @@ pub(super) fn beside(
     method: &dyn Method,
 ) -> Result<Beside, RecipeError> {
     let refuse = |reason: &str| {
-        Err(RecipeError::Value { key: "--components".to_owned(), reason: reason.to_owned() })
+        let key = if method.unifies() { "merge_method" } else { "--components" };
+        Err(RecipeError::Value { key: key.to_owned(), reason: reason.to_owned() })
     };
+    let what = if method.unifies() { "what emr makes" } else { "the share of each expert" };
     if !recipe.slices.is_empty() || recipe.module.is_some() {
-        return refuse("they are kept of merges of whole models only, without slices and modules");
+        return refuse(&format!(
+            "{what} is kept of merges of whole models only, without slices and modules"
+        ));
     }
     if recipe.tokenizer.is_some() {
-        return refuse("they are not kept where rows may move; leave `tokenizer_source` out");
+        return refuse(&format!(
+            "{what} is not kept where rows may move; leave `tokenizer_source` out"
+        ));
     }
     if recipe.chat_template == Some(ChatTemplate::Auto) {
         return refuse(
@@ -170,6 +237,9 @@ pub(super) fn beside(
     }
     if inputs.has_base && inputs.donor().adapter.is_some() {
         return refuse("the base has an adapter; merge it into the base first");
+    }
+    if method.unifies() {
+        return Ok(Beside::Unified);
     }
     if !method.has_shares() {
         let name = recipe.method.name;
@@ -182,6 +252,39 @@ impl Components {
     /// Number of experts.
     pub fn experts(&self) -> usize {
         self.labels.len().saturating_sub(1)
+    }
+
+    /// The form of the data file.
+    fn form(&self) -> Form {
+        Form { kind: self.kind(), experts: self.experts() }
+    }
+
+    /// What the data file holds.
+    pub fn kind(&self) -> Kind {
+        if self.format == EMR_NAMES.format { Kind::Unified } else { Kind::Shares }
+    }
+
+    /// The expert of that name.
+    ///
+    /// # Errors
+    /// If there is none, in words.
+    pub(super) fn task(&self, name: &str) -> Result<usize, String> {
+        let names = self.labels.get(1..).unwrap_or_default();
+        names.iter().position(|known| known == name).ok_or_else(|| {
+            let meant = suggestion(name, names.iter().map(String::as_str));
+            let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+            format!("{name:?} is no task of it{meant} There are: {}", names.join(", "))
+        })
+    }
+
+    /// Which rescaler the merge's recipe asks for.
+    ///
+    /// # Errors
+    /// If it is no recipe any more.
+    pub(super) fn rescale(&self, dir: &Path) -> Result<String, RecipeError> {
+        let path = dir.join(Names::of(self.kind()).file);
+        let values = Recipe::published(&path, &self.recipe)?.merge_values()?;
+        Ok(values.word("rescale").to_owned())
     }
 
     /// Bytes of the largest frame.
@@ -212,7 +315,8 @@ impl Components {
     fn parse(text: &[u8]) -> Option<Self> {
         let components: Self = serde_json::from_slice(text).ok()?;
         let same = components.text().as_bytes() == text && components.check() == components.blake3;
-        (same && components.format == FORMAT && components.is_possible()).then_some(components)
+        let known = components.format == Names::of(components.kind()).format;
+        (same && known && components.is_possible()).then_some(components)
     }
 
     /// Whether tables and sizes agree.
@@ -227,18 +331,34 @@ impl Components {
                 && sized;
             fits.then(|| tensor.end())
         });
+        let rescalers = match self.kind() {
+            Kind::Shares => 0,
+            Kind::Unified => experts,
+        };
         experts > 0
+            && self.rescalers.len() == rescalers
+            && self.rescalers.iter().all(|rescalers| rescalers.are_possible())
             && self.inputs.len() == experts + 1
             && whole == Some(self.bytes)
             && self.bytes < 1 << 56
     }
 
-    /// Reads the file of a directory; `None` if there is none, or `dir` is a single shard.
+    /// Reads the file of a directory, of whatever kind; `None` if there is none, or `dir` is a single shard.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it is not as it was written.
-    pub fn load(dir: &Path) -> Result<Option<Self>, Error> {
-        let path = dir.join(FILE);
+    pub fn any(dir: &Path) -> Result<Option<Self>, Error> {
+        let shares = Self::load(dir, Kind::Shares)?;
+        shares.map_or_else(|| Self::load(dir, Kind::Unified), |found| Ok(Some(found)))
+    }
+
+    /// Reads the file of this kind.
+    ///
+    /// # Errors
+    /// Those of [`Components::any`].
+    pub fn load(dir: &Path, kind: Kind) -> Result<Option<Self>, Error> {
+        let names = Names::of(kind);
+        let path = dir.join(names.file);
         let text = match read_file(&path, LARGEST) {
             Ok(None) => return Ok(None),
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
@@ -248,7 +368,8 @@ impl Components {
             Err(Error::Foreign { .. }) => Vec::new(),
             text => text?.unwrap_or_default(),
         };
-        let what = "it is not as it was written; merge again with --components".to_owned();
-        Self::parse(&text).ok_or(Error::Damaged { path, what }).map(Some)
+        let what = format!("it is not as it was written; {}", names.again);
+        let found = Self::parse(&text).filter(|found| found.kind() == kind);
+        found.ok_or(Error::Damaged { path, what }).map(Some)
     }
 }

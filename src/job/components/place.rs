@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Components;
+use crate::checkpoint::components::Kind;
 use crate::error::{Error, IoContext};
 use crate::job::Job;
 use crate::recipe::RecipeError;
@@ -53,6 +54,8 @@ pub(in crate::job) fn check(job: &Job, dir: &Path, out: &Path, begun: bool) -> R
     if dir.symlink_metadata().is_err() {
         return Ok(false);
     }
-    let ours = begun && Components::load(dir)?.is_some_and(|found| found.plan == job.fingerprint());
+    let ours = begun
+        && Components::load(dir, Kind::Shares)?
+            .is_some_and(|found| found.plan == job.fingerprint());
     if ours { Ok(true) } else { Err(Error::OutputExists { path: dir.to_owned() }) }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Components, DATA, StoredFile, StoredInput, StoredShares, StoredTensor, StoredTie};
+use super::{Components, Names, StoredFile, StoredInput, StoredShares, StoredTensor, StoredTie};
 use crate::checkpoint::{Catalog, DType, OpenOptions, ShardFile, TensorInfo};
 use crate::engine::source::InputFile;
 use crate::engine::{Frames, Stored};
@@ -26,6 +26,8 @@ pub(in crate::job) struct Recombined {
     pub(in crate::job) frames: Frames,
     /// The file of the frames.
     pub(in crate::job) file: ShardFile,
+    /// What the recipe says more.
+    pub(in crate::job) note: String,
 }
 
 /// What a job merges, for its components; sizes and tables are left open.
@@ -61,6 +63,7 @@ pub(super) fn described(job: &Job) -> Result<Components, Error> {
         inputs: job.inputs.catalogs().map(stored).collect(),
         bytes: 0,
         sha256: String::new(),
+        rescalers: Vec::new(),
         tensors: Vec::new(),
     })
 }
@@ -113,6 +116,19 @@ fn sample(base: &Catalog) -> Result<String, Error> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// What is to be made of components.
+pub(in crate::job) enum Wanted<'a> {
+    /// A merge with these lambdas.
+    Lambdas(&'a [f64]),
+    /// The model of one task.
+    Task {
+        /// Its expert.
+        expert: usize,
+        /// What it is made with, as text: a line of the recipe.
+        note: String,
+    },
+}
+
 /// What [`Job::plan`] has before it plans.
 pub(in crate::job) struct Prepared {
     pub(in crate::job) recipe: Recipe,
@@ -130,9 +146,12 @@ pub(in crate::job) fn prepare(
     dir: &Path,
     components: &Components,
     base: &Path,
-    lambdas: &[f64],
+    wanted: &Wanted<'_>,
 ) -> Result<Prepared, Error> {
-    let recipe = recipe(dir, components, lambdas)?;
+    let recipe = match wanted {
+        Wanted::Lambdas(lambdas) => recipe(dir, components, lambdas)?,
+        Wanted::Task { .. } => Recipe::published(&told_in(dir, components), &components.recipe)?,
+    };
     let file = data_file(dir, components)?;
     let ties = components.ties.iter().map(|tie| {
         let candidate = Candidate { name: tie.name.clone(), of: tie.of.clone() };
@@ -160,7 +179,7 @@ fn recipe(dir: &Path, components: &Components, lambdas: &[f64]) -> Result<Recipe
     if let Some(lambda) = lambdas.iter().find(|&&lambda| !(lambda as f32).is_finite()) {
         return Err(wrong(format!("{lambda} is no number that f32 can hold")).into());
     }
-    let mut recipe = Recipe::published(&dir.join(super::FILE), &components.recipe)?;
+    let mut recipe = Recipe::published(&told_in(dir, components), &components.recipe)?;
     let given = recipe.parameters.clone();
     recipe.parameters = crate::recipe::Parameters::default();
     for (name, setting) in
@@ -174,15 +193,21 @@ fn recipe(dir: &Path, components: &Components, lambdas: &[f64]) -> Result<Recipe
     Ok(recipe)
 }
 
+/// The file that says what is in a directory.
+fn told_in(dir: &Path, components: &Components) -> PathBuf {
+    dir.join(Names::of(components.kind()).file)
+}
+
 fn data_file(dir: &Path, components: &Components) -> Result<ShardFile, Error> {
-    let path = dir.join(DATA);
+    let names = Names::of(components.kind());
+    let path = names.data_in(dir);
     let meta = std::fs::metadata(&path).at("open", &path)?;
     if !meta.is_file() || meta.len() != components.bytes {
         let what = format!("it has {} bytes and not {}", meta.len(), components.bytes);
         return Err(Error::Damaged { path, what });
     }
     let InputFile { path, len, inode, mtime_ns } = InputFile::record(&path).at("examine", &path)?;
-    let (name, header_sha256) = (DATA.to_owned(), components.blake3.clone());
+    let (name, header_sha256) = (names.data.to_owned(), components.blake3.clone());
     Ok(ShardFile { path, name, len, mtime_ns, inode, header_len: 0, header_sha256 })
 }
 
@@ -197,8 +222,9 @@ fn open_base(
     let base = Catalog::open(path, options)?;
     let wrong = |what: &str| {
         let reason = format!(
-            "{}: {what} than the base that the components were made with, {}",
+            "{}: {what} than the base that {} was made with, {}",
             path.display(),
+            Names::of(components.kind()).data,
             components.labels[0]
         );
         RecipeError::Value { key: "--base".to_owned(), reason }
@@ -266,6 +292,7 @@ pub(in crate::job) fn frames(
     plan: &Plan,
     base_files: u32,
     file: &ShardFile,
+    wanted: &Wanted<'_>,
 ) -> Result<Frames, Error> {
     let segments: Vec<u32> = plan.units.iter().flat_map(|unit| &unit.segments).copied().collect();
     let same = |(&index, shares): (&u32, &StoredShares)| {
@@ -285,7 +312,11 @@ pub(in crate::job) fn frames(
     Ok(Frames {
         path: file.path.clone(),
         file: base_files,
-        experts: components.experts(),
+        form: components.form(),
+        only: match wanted {
+            Wanted::Lambdas(_) => None,
+            Wanted::Task { expert, .. } => Some(*expert),
+        },
         segments: stored.collect(),
     })
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use super::{Components, DATA, scan};
-use crate::checkpoint::components::{HEAD, head};
+use super::{Components, Names, scan};
+use crate::checkpoint::components::HEAD;
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
@@ -25,9 +25,10 @@ pub(in crate::job) fn verify(
 ) -> Result<VerifyReport, Error> {
     let mut report =
         VerifyReport { files: 2, manifest: true, finished: true, ..VerifyReport::default() };
-    let path = dir.join(DATA);
+    let names = Names::of(components.kind());
+    let path = names.data_in(dir);
     let mut find = |(range, tensor): (Option<(u64, u64)>, Option<&String>), what: &str| {
-        let (file, what, tensor) = (DATA.to_owned(), what.to_owned(), tensor.cloned());
+        let (file, what, tensor) = (names.data.to_owned(), what.to_owned(), tensor.cloned());
         report.findings.push(Finding { file, range, tensor, what });
     };
     match path.metadata() {
@@ -45,7 +46,7 @@ pub(in crate::job) fn verify(
     if depth == Depth::Quick {
         return Ok(report);
     }
-    let (mut first, mut hasher, experts) = (Vec::new(), Sha256::new(), components.experts());
+    let (mut first, mut hasher, form) = (Vec::new(), Sha256::new(), components.form());
     read_back(&path, 0..HEAD, |bytes| first.extend_from_slice(bytes))?;
     hasher.update(&first);
     for tensor in &components.tensors {
@@ -53,14 +54,14 @@ pub(in crate::job) fn verify(
             return Err(EngineError::Interrupted.into());
         }
         let range = tensor.offset..tensor.end();
-        match scan::frames(&path, range, experts, |bytes| hasher.update(bytes), |_, _, _| {}) {
+        match scan::frames(&path, range, form, |bytes| hasher.update(bytes), |_, _, _| {}) {
             Err(SinkError::Damaged { offset, len, .. }) => {
                 find((Some((offset, len)), Some(&tensor.name)), "a frame is not what was written");
             }
             scanned => scanned?,
         }
     }
-    if first != head(experts as u32) || hex(&hasher.finalize()) != components.sha256 {
+    if first != form.head() || hex(&hasher.finalize()) != components.sha256 {
         find((None, None), "its SHA-256 is another");
     }
     report.bytes = components.bytes;

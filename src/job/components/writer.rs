@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Components, DATA, FILE, FORMAT, StoredShares, recombine, scan};
-use crate::checkpoint::components::{Entry, FRAME, Frame, HEAD, head};
+use super::{Components, Names, StoredShares, recombine, rescale, scan};
+use crate::checkpoint::components::{FRAME, Form, Frame, HEAD, TileShares};
 use crate::engine::sink::{SinkError, Storage, StoredFile, Trail, durable};
 use crate::error::Error;
 use crate::job::Job;
+use crate::job::manifest::{ManifestExtent, ManifestFile};
 use crate::job::output::hex;
+use crate::method::BLOCK;
 use crate::plan::{Plan, Tile};
 
 /// How far a data file has come, for the journal.
@@ -29,6 +31,7 @@ pub(in crate::job) struct Writer<'a> {
     storage: &'a dyn Storage,
     dir: PathBuf,
     plan: &'a Plan,
+    form: Form,
     /// The number of each segment that is merged, and its elements.
     numbers: HashMap<u32, (u32, u64)>,
     /// Nothing if the directory has its final name already.
@@ -39,20 +42,19 @@ pub(in crate::job) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Begins in a directory, or goes on behind what a record says; `begun` is the beginning of a frame that was saved
+    /// Begins in its directory, or goes on behind what a record says; `begun` is the beginning of a frame that was saved
     /// with it.
     ///
     /// # Errors
     /// [`SinkError::Damaged`] if what the record speaks of is not there.
     pub(in crate::job) fn open(
-        storage: &'a dyn Storage,
-        dir: PathBuf,
-        plan: &'a Plan,
+        self,
         grown: Option<&Grown>,
         begun: Option<Frame>,
     ) -> Result<Self, SinkError> {
-        let mut writer = Self::published(storage, dir, plan);
-        let (name, part) = (writer.dir.join(DATA), writer.part());
+        let storage = self.storage;
+        let mut writer = self;
+        let (name, part) = (writer.names().data_in(&writer.dir), writer.part());
         match storage.create_dir(&writer.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(SinkError::of("create", &writer.dir, 0, e));
@@ -81,7 +83,7 @@ impl<'a> Writer<'a> {
                 _ => {}
             }
             let file = storage.create(&part).map_err(|e| SinkError::of("create", &part, 0, e))?;
-            let first = head(plan.experts().len() as u32);
+            let first = writer.form.head();
             durable::write_fully(&*file, &part, 0, &first)?;
             durable::sync_dir(storage, &writer.dir)?;
             file
@@ -98,14 +100,15 @@ impl<'a> Writer<'a> {
         storage: &'a dyn Storage,
         dir: PathBuf,
         plan: &'a Plan,
+        form: Form,
     ) -> Self {
         let segments = plan.units.iter().flat_map(|unit| &unit.segments);
         let numbers = segments.zip(0..).map(|(&segment, number)| {
             (segment, (number, plan.segments[segment as usize].elements))
         });
         let numbers = numbers.collect();
-        let frame = Frame::new(plan.experts().len());
-        Self { storage, dir, plan, numbers, file: None, end: HEAD, trail: Trail::default(), frame }
+        let (frame, trail) = (Frame::new(form), Trail::default());
+        Self { storage, dir, plan, form, numbers, file: None, end: HEAD, trail, frame }
     }
 
     /// Takes the shares of a tile; tiles come in plan order.
@@ -115,21 +118,22 @@ impl<'a> Writer<'a> {
     pub(in crate::job) fn add(
         &mut self,
         tile: &Tile,
-        rows: &[Vec<Entry>],
+        shares: &TileShares,
     ) -> Result<(), SinkError> {
         let Some(&(number, elements)) = self.numbers.get(&tile.segment) else { return Ok(()) };
         if self.file.is_none() {
             return Ok(());
         }
         let (mut from, to) = (tile.start, tile.start + u64::from(tile.elements));
-        let mut next = vec![0; rows.len()];
+        let mut next = vec![0; shares.rows.len()];
+        let mut sums = shares.sums.chunks(self.form.sums().max(1));
         while from < to {
             let frame = from / u64::from(FRAME);
             let begin = frame * u64::from(FRAME);
             let whole = (begin + u64::from(FRAME)).min(elements);
             let until = whole.min(to);
             (self.frame.tensor, self.frame.number) = (number, frame as u32);
-            for ((row, next), into) in rows.iter().zip(&mut next).zip(&mut self.frame.rows) {
+            for ((row, next), into) in shares.rows.iter().zip(&mut next).zip(&mut self.frame.rows) {
                 let rest = &row[*next..];
                 let count = rest.partition_point(|&(at, _)| tile.start + u64::from(at) < until);
                 let entries = rest[..count].iter();
@@ -138,6 +142,10 @@ impl<'a> Writer<'a> {
                         .map(|&(at, share)| ((tile.start + u64::from(at) - begin) as u32, share)),
                 );
                 *next += count;
+            }
+            // Where there are sums, tiles and frames are cut between blocks.
+            for sums in sums.by_ref().take((until - from).div_ceil(BLOCK as u64) as usize) {
+                self.frame.sums.iter_mut().zip(sums).for_each(|(all, sum)| *all += sum);
             }
             from = until;
             if until == whole {
@@ -151,14 +159,17 @@ impl<'a> Writer<'a> {
     fn flush(&mut self) -> Result<(), SinkError> {
         let part = self.part();
         if let Some(file) = self.file.as_deref().filter(|_| !self.frame.is_empty()) {
-            let stored = self.frame.store().map_err(|e| SinkError::of("compress", &part, 0, e))?;
+            let stored = self
+                .frame
+                .store(self.form.kind)
+                .map_err(|e| SinkError::of("compress", &part, 0, e))?;
             durable::write_fully(file, &part, self.end, &stored)?;
             let end = self.end + stored.len() as u64;
             self.end = end;
             let grown = self.trail.grow(file, end);
             grown.map_err(|e| SinkError::of("write", &part, 0, e))?;
         }
-        self.frame.rows.iter_mut().for_each(Vec::clear);
+        self.frame.clear();
         Ok(())
     }
 
@@ -172,38 +183,55 @@ impl<'a> Writer<'a> {
             file.sync().map_err(|e| SinkError::sync(&part, self.end, e))?;
             file.drop_cache((0, self.end));
         }
-        let begun = (!self.frame.is_empty()).then(|| self.frame.store()).transpose();
+        let begun = (!self.frame.is_empty()).then(|| self.frame.store(self.form.kind)).transpose();
         let begun = begun.map_err(|e| SinkError::of("compress", &part, 0, e))?;
         Ok((Grown { bytes: self.end, begun: begun.is_some() }, begun))
     }
 
-    /// Reads back what was written, says what it is, and gives it its name.
+    /// Reads back what was written, says what it is, and gives it its name. Returns its files, for a manifest.
     ///
     /// # Errors
     /// [`SinkError::Damaged`] if it is not what was written; what the disk says.
-    pub(in crate::job) fn finish(&mut self, job: &Job) -> Result<(), Error> {
-        let Some(file) = self.file.take() else { return Ok(()) };
+    pub(in crate::job) fn finish(&mut self, job: &Job) -> Result<Vec<ManifestFile>, Error> {
+        let Some(file) = self.file.take() else { return Ok(Vec::new()) };
         let part = self.part();
         file.sync().map_err(|e| SinkError::sync(&part, self.end, e))?;
-        let (tensors, sha256) = self.table(&part)?;
+        let Table { tensors, sha256, extents, sums } = self.table(&part)?;
+        let names = self.names();
         let mut components = Components {
-            format: FORMAT.to_owned(),
+            format: names.format.to_owned(),
             blake3: String::new(),
             reflow: env!("CARGO_PKG_VERSION").to_owned(),
             plan: job.fingerprint(),
             bytes: self.end,
-            sha256,
+            sha256: sha256.clone(),
+            rescalers: rescale::rescalers(self.form, &tensors, &sums),
             tensors,
             ..recombine::described(job)?
         };
         let text = components.render();
-        durable::write_atomic(self.storage, &self.dir.join(FILE), text.as_bytes())?;
-        durable::rename_noreplace(self.storage, &part, &self.dir.join(DATA))?;
-        Ok(durable::sync_dir(self.storage, &self.dir)?)
+        durable::write_atomic(self.storage, &self.dir.join(names.file), text.as_bytes())?;
+        durable::rename_noreplace(self.storage, &part, &names.data_in(&self.dir))?;
+        durable::sync_dir(self.storage, &self.dir)?;
+        let of = |name: &str, bytes, sha256, extents| ManifestFile {
+            name: name.to_owned(),
+            bytes,
+            sha256,
+            extents,
+        };
+        let told = hex(&Sha256::digest(text.as_bytes()));
+        Ok(vec![
+            of(names.data, self.end, sha256, extents),
+            of(names.file, text.len() as u64, told, Vec::new()),
+        ])
     }
 
-    /// The table of the tensors, and the hash of the file.
-    fn table(&self, part: &Path) -> Result<(Vec<StoredShares>, String), SinkError> {
+    fn names(&self) -> &'static Names {
+        Names::of(self.form.kind)
+    }
+
+    /// The table of the tensors, the hashes of the file and of its parts, and the sums of all frames of each tensor.
+    fn table(&self, part: &Path) -> Result<Table, SinkError> {
         let experts = self.plan.experts().len();
         let segments = self.plan.units.iter().flat_map(|unit| &unit.segments);
         let mut tensors: Vec<StoredShares> = segments
@@ -219,14 +247,17 @@ impl<'a> Writer<'a> {
                 }
             })
             .collect();
-        let first = head(experts as u32);
+        let first = self.form.head();
         let (mut hasher, mut wrong) = (Sha256::new_with_prefix(first), None);
+        let mut hashes = vec![None; tensors.len()];
+        let (mut open, mut running) = (None, blake3::Hasher::new());
+        let mut sums = vec![vec![0.0; self.form.sums()]; tensors.len()];
         scan::frames(
             part,
             HEAD..self.end,
-            experts,
+            self.form,
             |bytes| hasher.update(bytes),
-            |frame, at, len| {
+            |frame, at, stored| {
                 let tensor = tensors.get_mut(frame.tensor as usize);
                 let slot = tensor.and_then(|tensor| {
                     let slot = tensor.frames.get_mut(frame.number as usize)?;
@@ -236,7 +267,14 @@ impl<'a> Writer<'a> {
                     wrong = wrong.or(Some(at));
                     return;
                 };
-                *slot = len;
+                *slot = stored.len() as u32;
+                let of = frame.tensor as usize;
+                if let Some(before) = open.replace(of).filter(|&before| before != of) {
+                    hashes[before] = Some(running.finalize());
+                    running.reset();
+                }
+                running.update(stored);
+                sums[of].iter_mut().zip(&frame.sums).for_each(|(all, sum)| *all += sum);
                 entries.iter_mut().zip(&frame.rows).for_each(|(sum, row)| *sum += row.len() as u64);
             },
         )?;
@@ -244,22 +282,40 @@ impl<'a> Writer<'a> {
             let (path, len) = (part.to_owned(), self.end - offset);
             return Err(SinkError::Damaged { path, offset, len });
         }
+        if let Some(last) = open {
+            hashes[last] = Some(running.finalize());
+        }
+        let of_head = blake3::hash(&first).to_hex().to_string();
+        let mut extents =
+            vec![ManifestExtent { offset: 0, bytes: HEAD, blake3: of_head, tensor: None }];
         let mut end = HEAD;
-        for tensor in &mut tensors {
+        for (tensor, hash) in tensors.iter_mut().zip(hashes) {
             tensor.offset = end;
             end = tensor.end();
+            if let Some(hash) = hash {
+                extents.push(ManifestExtent {
+                    offset: tensor.offset,
+                    bytes: end - tensor.offset,
+                    blake3: hash.to_hex().to_string(),
+                    tensor: Some(tensor.name.clone()),
+                });
+            }
         }
-        Ok((tensors, hex(&hasher.finalize())))
+        Ok(Table { tensors, sha256: hex(&hasher.finalize()), extents, sums })
     }
 
     fn part(&self) -> PathBuf {
-        part(&self.dir)
+        self.names().part_in(&self.dir)
     }
 }
 
-/// The name of the data file while it is written.
-fn part(dir: &Path) -> PathBuf {
-    dir.join(format!("{DATA}.part"))
+/// What is in a finished data file.
+struct Table {
+    tensors: Vec<StoredShares>,
+    sha256: String,
+    extents: Vec<ManifestExtent>,
+    /// For each tensor, those of its frames.
+    sums: Vec<Vec<f64>>,
 }
 
 /// Whether the frames between two records are what was written.
@@ -268,13 +324,14 @@ fn part(dir: &Path) -> PathBuf {
 /// What the disk says.
 pub(in crate::job) fn is_there(
     dir: &Path,
-    experts: usize,
+    form: Form,
     from: u64,
     to: u64,
 ) -> Result<bool, SinkError> {
-    let (part, name) = (part(dir), dir.join(DATA));
+    let names = Names::of(form.kind);
+    let (part, name) = (names.part_in(dir), names.data_in(dir));
     let path = if part.exists() { part } else { name };
-    match scan::frames(&path, from..to, experts, |_| {}, |_, _, _| {}) {
+    match scan::frames(&path, from..to, form, |_| {}, |_, _, _| {}) {
         Ok(()) => Ok(true),
         Err(SinkError::Damaged { .. }) => Ok(false),
         Err(error) => Err(error),

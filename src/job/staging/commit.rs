@@ -9,6 +9,7 @@ use super::{
 };
 use crate::engine::sink::{SinkError, Storage, durable};
 use crate::error::Error;
+use crate::job::components;
 use crate::job::journal::Record;
 use crate::job::manifest;
 
@@ -18,7 +19,7 @@ const RANKS: u8 = 4;
 fn rank(name: &str) -> u8 {
     match name {
         _ if name.ends_with(".safetensors") => 0,
-        _ if name.ends_with(".index.json") => 3,
+        _ if name.ends_with(".index.json") || name == components::UNIFIED => 3,
         "config.json" => 2,
         _ => 1,
     }

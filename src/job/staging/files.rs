@@ -22,7 +22,7 @@ pub(super) fn is_state(name: &str) -> bool {
 
 /// Whether `name` is one that the directory of components may hold.
 pub(super) fn is_component(name: &str) -> bool {
-    matches!(target(name), components::DATA | components::FILE)
+    components::NAMES.contains(&target(name))
 }
 
 /// The file that an unfinished one would become.

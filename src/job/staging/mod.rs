@@ -16,6 +16,7 @@ pub(super) use lock::holder;
 pub(super) use plan_file::{Identity, InputIdentity, PlanFile, ShardName};
 
 use super::journal::{self, Journal, Record};
+use crate::checkpoint::components::Kind;
 use crate::engine::sink::{SinkError, Storage, durable};
 use crate::error::{Error, IoContext};
 use commit::{free, sweep};
@@ -231,6 +232,14 @@ impl<'a> Staging<'a> {
     /// Where components are made.
     pub(super) fn components(&self) -> PathBuf {
         components_of(&self.root)
+    }
+
+    /// Where frames are made: components have a directory of their own.
+    pub(super) fn frames(&self, kind: Kind) -> PathBuf {
+        match kind {
+            Kind::Shares => self.components(),
+            Kind::Unified => self.model(),
+        }
     }
 
     /// Where the output will be.

@@ -75,6 +75,7 @@ impl Stage for Map {
         block: &Block<'_>,
         out: &mut [f32],
         shares: &mut [f32],
+        _sums: &mut [f64],
     ) {
         let setup = &self.setup;
         setup.kernels.pcb_shares(

@@ -333,7 +333,7 @@ impl Stage for Map {
     fn add(&self, state: &mut MapState, block: &Block<'_>, out: &mut [f32]) {
         let mut shares = std::mem::take(&mut state.shares);
         shares.resize(block.rows.len() * block.len(), 0.0);
-        self.add_shares(state, block, out, &mut shares);
+        self.add_shares(state, block, out, &mut shares, &mut []);
         state.shares = shares;
     }
 
@@ -343,6 +343,7 @@ impl Stage for Map {
         block: &Block<'_>,
         out: &mut [f32],
         shares: &mut [f32],
+        _sums: &mut [f64],
     ) {
         let (n, len) = (block.rows.len(), block.len());
         for i in 0..n {
