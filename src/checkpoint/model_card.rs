@@ -1,7 +1,7 @@
 //! The README.md of an output: what it was made from, and how.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::human;
 use crate::quote::quoted;
@@ -56,7 +56,10 @@ impl ModelCard {
             text.push('\n');
         };
         for name in self.base.iter().chain(self.experts.iter().map(|e| &e.name)) {
-            line(format!("- {}", quoted(name)));
+            // The hub knows models here, no commits.
+            let commit = |end: &str| end.len() == 40 && end.chars().all(|c| c.is_ascii_hexdigit());
+            let model = name.rsplit_once('@').filter(|(_, end)| commit(end));
+            line(format!("- {}", quoted(model.map_or(name, |(model, _)| model))));
         }
         line("library_name: transformers".to_owned());
         line("tags:".to_owned());
@@ -105,7 +108,8 @@ fn cell(text: &str) -> String {
     })
 }
 
-/// A checkpoint's name for people: `org/name` from a hub cache, else the last part of the path.
+/// A checkpoint's name for people: `org/name` from a hub cache, with `@COMMIT` if that is not the one that `main` was when it
+/// was fetched; else the last part of the path.
 pub fn display_name(path: &Path) -> String {
     let real = std::fs::canonicalize(path);
     let parts = |path: &Path| -> Vec<String> {
@@ -113,9 +117,17 @@ pub fn display_name(path: &Path) -> String {
     };
     let given = parts(path);
     for parts in [&given, &real.as_deref().map(parts).unwrap_or_default()] {
-        let cached = parts.iter().find_map(|part| part.strip_prefix("models--"));
-        if let Some(name) = cached {
-            return name.replace("--", "/");
+        let cached = parts.iter().position(|part| part.starts_with("models--"));
+        if let Some(at) = cached {
+            let name = parts[at]["models--".len()..].replace("--", "/");
+            let dir: PathBuf = parts[..=at].iter().collect();
+            let main = std::fs::read_to_string(dir.join("refs/main")).unwrap_or_default();
+            return match parts.get(at + 2) {
+                Some(commit) if !main.is_empty() && main.trim() != commit => {
+                    format!("{name}@{commit}")
+                }
+                _ => name,
+            };
         }
     }
     let last = |path: &Path| {

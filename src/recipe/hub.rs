@@ -2,7 +2,7 @@
 //! nothing in the cache is changed.
 //!
 //! ```text
-//! CACHE/models--ORG--NAME/refs/main          the commit that `main` was when it was fetched
+//! CACHE/models--ORG--NAME/refs/main          the commit that `main` was when it was fetched; so for other branches and tags
 //! CACHE/models--ORG--NAME/snapshots/COMMIT/  its files
 //! ```
 
@@ -28,19 +28,33 @@ impl Cache {
         set("HF_HUB_CACHE").or_else(home).map(Self)
     }
 
-    /// The directory with the files of a model, as of when `main` was last fetched.
-    pub(super) fn snapshot(&self, id: &str) -> Option<PathBuf> {
+    /// The directory with the files of a model, as of a commit, or of when a branch or tag was last fetched.
+    pub(super) fn snapshot(&self, id: &str, revision: &str) -> Option<PathBuf> {
         let model = self.0.join(format!("models--{}", id.replace('/', "--")));
-        let main = model.join("refs/main");
-        if std::fs::metadata(&main).ok()?.len() > MAX_REF {
-            return None;
-        }
-        let commit = std::fs::read_to_string(main).ok()?;
-        let commit = commit.trim();
-        let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
-        let snapshot = plain.then(|| model.join("snapshots").join(commit))?;
-        snapshot.is_dir().then_some(snapshot)
+        let commit = |text: &str| {
+            let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric());
+            let snapshot = plain.then(|| model.join("snapshots").join(text))?;
+            snapshot.is_dir().then_some(snapshot)
+        };
+        let named = || {
+            let name = model.join("refs").join(is_revision(revision).then_some(revision)?);
+            let meta = std::fs::metadata(&name).ok()?;
+            if !meta.is_file() || meta.len() > MAX_REF {
+                return None;
+            }
+            commit(std::fs::read_to_string(name).ok()?.trim())
+        };
+        named().or_else(|| commit(revision))
     }
+}
+
+/// Whether a text may be the name of a branch, tag or commit, and names nothing outside of a directory.
+fn is_revision(text: &str) -> bool {
+    let part = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(known)
+    };
+    text.split('/').all(part)
 }
 
 /// Whether a text may be the name of a model on the hub: `NAME` or `ORG/NAME`.
@@ -53,23 +67,43 @@ pub(super) fn is_id(text: &str) -> bool {
     parts.clone().count() <= 2 && parts.all(part)
 }
 
-/// The directory of the model that a recipe or flag names: the path itself if it exists, or is no
-/// name of a model on the hub.
+/// The directory of the model that a recipe or flag names, `MODEL` or `MODEL@REVISION`: the path itself if it exists, or
+/// is no name of a model on the hub.
 ///
 /// # Errors
 /// What to type, if the model is not in the cache.
 pub fn locate(name: &str) -> Result<PathBuf, String> {
-    if Path::new(name).exists() || !is_id(name) {
+    if Path::new(name).exists() {
+        return Ok(PathBuf::from(name));
+    }
+    let (id, revision) = match name.rsplit_once('@') {
+        Some((id, revision)) if is_revision(revision) => (id, Some(revision)),
+        _ => (name, None),
+    };
+    if revision.is_some() && Path::new(id).exists() {
+        return Err(format!(
+            "{id} is a directory, which has no revisions; leave @{} out",
+            revision.unwrap_or_default()
+        ));
+    }
+    if !is_id(id) {
         return Ok(PathBuf::from(name));
     }
     let cache = Cache::new(|variable| std::env::var_os(variable));
-    if let Some(snapshot) = cache.as_ref().and_then(|cache| cache.snapshot(name)) {
+    let snapshot = |cache: &Cache| cache.snapshot(id, revision.unwrap_or("main"));
+    if let Some(snapshot) = cache.as_ref().and_then(snapshot) {
         return Ok(snapshot);
     }
     let place = cache.map_or_else(String::new, |cache| format!(" ({})", cache.0.display()));
+    let (what, with) = match revision {
+        Some(revision) => {
+            (format!("nor its revision {revision}"), format!("{id} --revision {revision}"))
+        }
+        None => ("nor a model of that name".to_owned(), id.to_owned()),
+    };
     Err(format!(
-        "there is no directory {name}, nor a model of that name in the Hugging Face cache{place}; \
-         correct the path, or fetch the model: hf download {name}"
+        "there is no directory {id}, {what} in the Hugging Face cache{place}; correct the path, or fetch the model: hf \
+         download {with}"
     ))
 }
 
@@ -110,7 +144,7 @@ mod tests {
         std::fs::create_dir_all(&snapshot).unwrap();
         std::fs::create_dir_all(model.join("refs")).unwrap();
         let cache = Cache(dir.path().to_owned());
-        assert_eq!(cache.snapshot("org/name"), None);
+        assert_eq!(cache.snapshot("org/name", "main"), None);
         for (main, found) in [
             ("0123abcd\n", Some(snapshot)),
             ("4567", None),
@@ -119,8 +153,25 @@ mod tests {
             (&"0".repeat(300), None),
         ] {
             std::fs::write(model.join("refs/main"), main).unwrap();
-            assert_eq!(cache.snapshot("org/name"), found, "{main}");
+            assert_eq!(cache.snapshot("org/name", "main"), found, "{main}");
         }
-        assert_eq!(cache.snapshot("org/other"), None);
+        assert_eq!(cache.snapshot("org/other", "main"), None);
+        // Branches, tags and commits.
+        let snapshot = Some(model.join("snapshots/0123abcd"));
+        std::fs::create_dir_all(model.join("refs/refs/pr")).unwrap();
+        std::fs::write(model.join("refs/refs/pr/1"), "0123abcd").unwrap();
+        std::fs::write(model.join("refs/v1.0"), "0123abcd").unwrap();
+        for (revision, found) in [
+            ("0123abcd", &snapshot),
+            ("v1.0", &snapshot),
+            ("refs/pr/1", &snapshot),
+            ("refs/pr", &None),
+            ("0123", &None),
+            ("../refs/v1.0", &None),
+            ("/v1.0", &None),
+            ("", &None),
+        ] {
+            assert_eq!(cache.snapshot("org/name", revision), *found, "{revision}");
+        }
     }
 }

@@ -156,6 +156,17 @@ impl Recipe {
             }
             check_ranges(number, slice)?;
         }
+        let sources = |slice: Option<&Slice>| slice.map_or(0, |slice| slice.sources.len());
+        let (first, last) = (sources(self.slices.first()), sources(self.slices.last()));
+        if last > first {
+            let key = format!("slices: {}", name(self.slices.len() - 1));
+            let reason = format!(
+                "it is the last and has {last} sources, and the first slice has {first}: mergekit would make what lies \
+                 behind the layers (final norm, head) from the first {first} of them, without a word; end with a \
+                 slice of at most {first}, for example of the last layer alone, or give the first slice {last} sources"
+            );
+            return Err(RecipeError::Value { key, reason });
+        }
         Ok(())
     }
 }

@@ -225,14 +225,6 @@ fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
             ["line 3", "more than one entry in `modules`", "`models`"],
         ),
         (
-            SMALL.replace("model: x", "model: x+o/l@v2"),
-            ["line 4", "the revision in x+o/l@v2", "hf download o/l --revision v2"],
-        ),
-        (
-            SMALL.replace("model: x", "model: o/x@v2"),
-            ["line 4", "the revision in o/x@v2", "hf download o/x --revision v2"],
-        ),
-        (
             format!("{SMALL}---\n{SMALL}"),
             ["a file with 2 merges", "is not supported", "read it as stages"],
         ),

@@ -68,6 +68,40 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn slices_of_adapted_models_are_those_of_whole_ones() {
+    let dir = TempDir::new().unwrap();
+    for name in ["math", "code"] {
+        apply(&adapted(name), &dir.path().join(name));
+    }
+    apply(fixture("llama/base").to_str().unwrap(), &dir.path().join("base"));
+    let whole = |name: &str| dir.path().join(name).display().to_string();
+    let base = fixture("llama/base").display().to_string();
+    let merge = |out: &str, text: &str, [base, math, code]: [&str; 3]| {
+        let text = text.replace("BASE", base).replace("MATH", math).replace("CODE", code);
+        let recipe = dir.path().join("r.yml");
+        std::fs::write(&recipe, text).unwrap();
+        let out = dir.path().join(out);
+        reflow().arg("merge").arg(recipe).arg("--out").arg(&out).assert().success();
+        weights(&out)
+    };
+    let stack = "merge_method: passthrough\ndtype: float32\nslices:\n  - sources: [{model: MATH, layer_range: [0, 2]}]\n  \
+                 - sources: [{model: 'CODE', layer_range: [0, 1], parameters: {scale: 0.5}}]\n  \
+                 - sources: [{model: MATH, layer_range: [1, 2]}]\n";
+    let crossed = "merge_method: task_arithmetic\nbase_model: BASE\ndtype: float32\nparameters: {weight: [0.3, 0.9]}\nslices:\n  \
+                   - sources:\n      - {model: MATH, layer_range: [1, 2]}\n      - {model: BASE, layer_range: [0, 1]}\n      \
+                   - {model: CODE, layer_range: [0, 1]}\n";
+    for (name, text) in [("stack", stack), ("crossed", crossed)] {
+        let ours = merge(name, text, [&base, &adapted("math"), &adapted("code")]);
+        let theirs = [whole("base"), whole("math"), whole("code")];
+        let theirs = merge(&format!("{name}-whole"), text, [&theirs[0], &theirs[1], &theirs[2]]);
+        assert!(ours.keys().eq(theirs.keys()));
+        for (tensor, values) in &ours {
+            assert!(*values == theirs[tensor], "{name}: {tensor}");
+        }
+    }
+}
+
+#[test]
 fn an_applied_adapter_has_the_bits_of_the_formula() {
     let golden = std::fs::read_to_string(fixture("golden/lora.json")).unwrap();
     let golden: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&golden).unwrap();

@@ -61,6 +61,54 @@ fn models_of_the_hub_are_found_in_the_cache_and_nowhere_else() {
 }
 
 #[test]
+fn revisions_are_those_of_the_cache() {
+    let dir = on_disk();
+    let model = dir.path().join(".cache/huggingface/hub/models--org--math");
+    let (new, old) = ("a".repeat(40), "b".repeat(40));
+    std::fs::create_dir_all(model.join("refs")).unwrap();
+    std::fs::create_dir_all(model.join("snapshots")).unwrap();
+    std::fs::write(model.join("refs/main"), &new).unwrap();
+    std::fs::write(model.join("refs/v1"), &old).unwrap();
+    for (expert, commit) in [("expert1", &new), ("expert2", &old)] {
+        std::fs::rename(dir.path().join(expert), model.join("snapshots").join(commit)).unwrap();
+    }
+    let merge = |out: &str, name: &str| {
+        let recipe = format!("merge_method: pcb\nbase_model: base\nmodels: [{{model: {name}}}]\n");
+        run(dir.path(), &["merge", "--out", out], &recipe).assert()
+    };
+    let old_name = format!("org/math@{old}");
+    for (out, name) in [
+        ("main", "org/math"),
+        ("tag", "org/math@v1"),
+        ("commit", &old_name),
+        ("mapping", "{model: {path: org/math, revision: v1}}"),
+    ] {
+        merge(out, name).success();
+        let published = dir.path().join(out).join("reflow_recipe.yml");
+        let published = std::fs::read_to_string(published).unwrap();
+        let wanted = if out == "main" { "\"org/math\"" } else { &format!("\"{old_name}\"") };
+        assert!(published.contains(wanted), "{published}");
+        let card = std::fs::read_to_string(dir.path().join(out).join("README.md")).unwrap();
+        assert!(card.contains("\n- \"org/math\"\n"), "{card}");
+    }
+    let shard = |out: &str| std::fs::read(dir.path().join(out).join("model.safetensors")).unwrap();
+    assert!(shard("tag") == shard("commit") && shard("tag") == shard("mapping"));
+    assert!(shard("tag") != shard("main"));
+    merge("no", "org/math@v2")
+        .code(2)
+        .stderr(contains("line 3").and(contains("hf download org/math --revision v2")));
+    merge("no", "./base@v1")
+        .code(2)
+        .stderr(contains("base is a directory, which has no revisions"));
+    // By flags, too.
+    let mut plan = reflow();
+    plan.env_remove("HF_HUB_CACHE").env_remove("HF_HOME").env_remove("XDG_CACHE_HOME");
+    plan.current_dir(dir.path()).env("HOME", dir.path());
+    plan.args(["plan", "--base", "base", "--expert", "org/math@v1=1.5"]);
+    plan.assert().success().stdout(contains(old_name));
+}
+
+#[test]
 fn filters_that_do_nothing_are_warned_about() {
     let dir = on_disk();
     let recipe = "merge_method: pcb\nbase_model: base\nmodels:\n  - model: expert1\n    parameters:\n      \

@@ -203,6 +203,59 @@ fn an_interrupted_stack_goes_on_only_with_the_same_layers() {
 }
 
 #[test]
+fn a_last_slice_with_more_sources_than_the_first_is_refused() {
+    let dir = on_disk();
+    let recipe = |first: &str, last: &str| {
+        let source = |name: &str, range: &str| format!("{{model: {name}, layer_range: {range}}}");
+        let sources = |names: &str, range: &str| {
+            names.split(' ').map(|name| source(name, range)).collect::<Vec<_>>().join(", ")
+        };
+        format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nslices: [{{sources: [{}]}}, {{sources: [{}]}}, {{sources: [{}]}}]\n",
+            sources(first, "[0, 2]"),
+            sources("base a b", "[2, 4]"),
+            sources(last, "[4, 6]")
+        )
+    };
+    run(dir.path(), &["merge", "--out", "no"], &recipe("a", "a b")).assert().code(2).stderr(
+        contains("slices: slice 3: it is the last and has 2 sources, and the first slice has 1"),
+    );
+    for (out, first, last) in [("same", "a b", "b a"), ("fewer", "a b", "b")] {
+        run(dir.path(), &["merge", "--out", out], &recipe(first, last)).assert().success();
+    }
+    assert_eq!(tensor(&dir.path().join("fewer"), "lm_head.weight"), original(3, "lm_head.weight"));
+}
+
+#[test]
+fn layers_that_a_model_lacks_are_the_bases_if_the_recipe_says_so() {
+    let dir = on_disk();
+    let (lacking, norm) = ("model.layers.2.mlp.up_proj.weight", "model.norm.weight");
+    model(2).without(lacking).without(norm).write(&dir.path().join("odd"), 1);
+    // Layers 1 to 4 of the base with 2 to 5 of the others: odd lacks the output's first.
+    let recipe = "merge_method: task_arithmetic\nbase_model: base\nparameters: {weight: 0.5}\nslices:\n  - sources:\n      \
+                  - {model: base, layer_range: [1, 5]}\n      - {model: odd, layer_range: [2, 6]}\n      \
+                  - {model: b, layer_range: [2, 6]}\n";
+    run(dir.path(), &["merge", "--out", "no"], recipe).assert().code(3).stderr(
+        contains(format!("odd lacks {lacking}")).and(contains(format!("odd lacks {norm}"))),
+    );
+    run(dir.path(), &["merge", "--out", "out"], &format!("{recipe}missing: base\n"))
+        .assert()
+        .success();
+    let merged = |base: &str, others: &[(u64, &str)]| -> Vec<f32> {
+        let base = original(1, base);
+        let others: Vec<Vec<f32>> =
+            others.iter().map(|(seed, name)| original(*seed, name)).collect();
+        let sum = |k: usize| others.iter().fold(0.0f32, |sum, x| sum + 0.5 * (x[k] - base[k]));
+        (0..base.len()).map(|k| base[k] + sum(k)).collect()
+    };
+    let at = |layer: usize| format!("model.layers.{layer}.mlp.up_proj.weight");
+    let out = dir.path().join("out");
+    assert_eq!(tensor(&out, &at(0)), merged(&at(1), &[(3, &at(2))]));
+    assert_eq!(tensor(&out, &at(1)), merged(&at(2), &[(2, &at(3)), (3, &at(3))]));
+    assert_eq!(tensor(&out, norm), merged(norm, &[(3, norm)]));
+}
+
+#[test]
 fn layers_that_do_not_fit_together_are_refused_before_anything_is_read() {
     let dir = on_disk();
     let odd = model(9).without("model.layers.2.mlp.up_proj.weight");

@@ -218,17 +218,7 @@ impl Reader<'_> {
     fn model(&self, reference: &ModelReference) -> Result<PathBuf, RecipeError> {
         let ModelReference { model, lora, at } = reference;
         let locate = |model: &ModelPath| {
-            if let Some(revision) = &model.revision {
-                let name = &model.path;
-                return Err(self.unsupported(
-                    format!("{at}: the revision in {reference}"),
-                    format!(
-                        "name a local directory, as made by: hf download {name} --revision {revision} \
-                         --local-dir DIR"
-                    ),
-                ));
-            }
-            (self.around.locate)(&model.path).map_err(|reason| self.at(*at, reason))
+            (self.around.locate)(&model.to_string()).map_err(|reason| self.at(*at, reason))
         };
         let path = locate(model)?;
         Ok(match lora {
