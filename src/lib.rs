@@ -41,6 +41,7 @@ pub mod fuzzing;
 pub mod human;
 pub mod job;
 pub mod kernel;
+pub(crate) mod markup;
 pub mod method;
 pub(crate) mod patience;
 pub mod plan;

@@ -23,6 +23,7 @@ mod layout;
 mod model_card;
 mod natural;
 mod sidecar;
+mod statistics;
 pub mod tokenizer;
 mod unified;
 
@@ -36,3 +37,6 @@ pub use layers::{LayerOrigin, layer_counts, relayered};
 pub use layout::{Layout, LayoutError, OutShard, OutTensor, Placed};
 pub use model_card::{CardExpert, CardFile, ModelCard, display_name};
 pub use sidecar::{config_json, side_files};
+pub use statistics::{
+    RowMagnitudes, STATISTICS, StatisticsError, StatisticsHead, StatisticsReader, TensorRow,
+};

@@ -119,6 +119,9 @@ pub(super) struct Merge {
     /// Keep the share of each expert in this new directory, for `reflow recombine` with other lambdas (pcb)
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) components: Option<PathBuf>,
+    /// Gather statistics about all tensors on the way, for `reflow report`, into reflow_statistics.json
+    #[arg(long, help_heading = "Output")]
+    pub(super) statistics: bool,
     /// Print the report as JSON to standard output
     #[arg(long, help_heading = "Messages")]
     pub(super) json: bool,

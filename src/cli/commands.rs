@@ -84,7 +84,8 @@ fn run_stage(
     let (recipe, keep) = (stage.recipe.clone(), stage.recipe.kept());
     let last = stage.name.is_none();
     let components = args.components.clone().filter(|_| last);
-    let settings = Settings { components, ..convert::settings(&args.run) };
+    let statistics = args.statistics && last;
+    let settings = Settings { components, statistics, ..convert::settings(&args.run) };
     let job = Job::plan(recipe, settings, Ties::Compare(&signals.cancel), display)?;
     let tell = Tell { json: args.json, output: last, keep };
     make(&job, out, &tell, all, signals, display)

@@ -82,6 +82,7 @@ pub(super) fn settings(args: &RunArgs) -> Settings {
         command: Some(command_line()),
         failpoint: args.failpoint,
         components: None,
+        statistics: false,
         restart: args.restart,
     }
 }

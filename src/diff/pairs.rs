@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::checkpoint::{Catalog, TensorInfo};
 use crate::kernel::Float;
-use crate::plan::layer;
+use crate::plan::{kind, layer};
 
 /// Tensors of two models, by name.
 pub(super) struct Pairs {
@@ -92,28 +92,4 @@ impl Groups {
 /// The type of a tensor of plain floats.
 pub(super) fn float(tensor: &TensorInfo) -> Option<Float> {
     tensor.dtype.known().and_then(Float::from_dtype)
-}
-
-/// The name with `N` for each component that is a number.
-fn kind(name: &str) -> String {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    let parts = name.split('.').map(|part| if is_number(part) { "N" } else { part });
-    parts.collect::<Vec<_>>().join(".")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_in_names_become_n() {
-        for (name, expected) in [
-            ("model.layers.12.mlp.experts.3.w1.weight", "model.layers.N.mlp.experts.N.w1.weight"),
-            ("lm_head.weight", "lm_head.weight"),
-            ("h.0", "h.N"),
-            ("a..b2", "a..b2"),
-        ] {
-            assert_eq!(kind(name), expected);
-        }
-    }
 }

@@ -148,6 +148,11 @@ impl Decoder {
         Ok(work(&Block { tensor, first, base: &self.base, rows: &rows, weights: &weights }))
     }
 
+    /// Base and rows of the block that was decoded last.
+    pub(super) fn last(&self) -> (&[f32], &[f32]) {
+        (&self.base, &self.rows)
+    }
+
     /// Names the first value that is not finite, or replaces all of them, as the recipe says.
     #[cold]
     fn repair(

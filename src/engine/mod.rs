@@ -9,6 +9,7 @@ mod buffer;
 mod decode;
 mod frames;
 pub mod host;
+mod observe;
 mod pipeline;
 mod rows;
 pub mod sink;
@@ -26,6 +27,7 @@ use crate::progress::Progress;
 use crate::recipe::NonFinite;
 
 pub use frames::{Frames, Stored};
+pub use observe::Seen;
 use sink::SinkError;
 use source::{Source, SourceError};
 
@@ -42,6 +44,8 @@ pub struct Context<'a> {
     pub nonfinite: NonFinite,
     /// The form in which maps fill in shares, for [`TileSink::shares`], if they do.
     pub shares: Option<Form>,
+    /// Whether maps gather statistics about what they merge, for [`TileSink::seen`].
+    pub statistics: bool,
     /// Where the rows of blocks come from, if not from experts.
     pub frames: Option<&'a Frames>,
     /// Told about every tile.
@@ -125,6 +129,9 @@ pub trait TileSink: Send {
     fn shares(&mut self, _tile: &Tile, _shares: &TileShares) -> Result<(), SinkError> {
         Ok(())
     }
+
+    /// Takes what was seen of a tile that was merged. Called after its bytes were written.
+    fn seen(&mut self, _tile: &Tile, _seen: &Seen) {}
 }
 
 /// How a pass reads.

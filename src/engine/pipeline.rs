@@ -26,6 +26,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 use super::adapters::{Adapters, Products};
 use super::alarm::Alarm;
 use super::decode::TileData;
+use super::observe::Seen;
 use super::rows::Rows;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
@@ -39,6 +40,8 @@ use crate::plan::{Action, Segment, Tile, sampled, tiles};
 struct Ticket {
     out: Vec<u8>,
     shares: TileShares,
+    /// What a map has seen of the tile.
+    seen: Option<Seen>,
 }
 
 /// A tile whose bytes are in memory.
@@ -295,6 +298,7 @@ fn compute(
             }
             done => done?,
         }
+        ticket.seen = worker.seen();
         let read: usize = bytes.iter().map(|bytes| bytes.len()).sum();
         drop((bytes, products));
         context.progress.advance(read as u64);
@@ -330,6 +334,9 @@ fn write(
             }
             if context.shares.is_some() && segment.action == Action::Merge {
                 sink.shares(&tile, &ticket.shares)?;
+            }
+            if let Some(seen) = ticket.seen.as_ref().filter(|_| segment.action == Action::Merge) {
+                sink.seen(&tile, seen);
             }
             next += 1;
             written = reach;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
+use super::observe::{Observer, Seen};
 use super::{Context, EngineError, Keep, SinkError, Work};
 use crate::checkpoint::components::{Form, Kind, TileShares};
 use crate::method::{AnyStage, BLOCK, Held, Next, Outcome, State, block_len};
@@ -22,6 +23,8 @@ pub(super) struct Worker<'a> {
     shares: Vec<f32>,
     /// The state of a streamed stage.
     pub(super) state: Option<State>,
+    /// Where statistics are asked for.
+    observer: Option<Observer>,
     /// (unit, outcome) of units merged whole.
     pub(super) outcomes: Vec<(u32, Outcome)>,
 }
@@ -39,6 +42,7 @@ impl<'a> Worker<'a> {
             values: vec![0.0; BLOCK],
             shares: Vec::new(),
             state,
+            observer: context.statistics.then(Observer::new),
             outcomes: Vec::new(),
         }
     }
@@ -46,6 +50,11 @@ impl<'a> Worker<'a> {
     /// Elements that were not finite and count as the base's.
     pub(super) fn replaced(&self) -> u64 {
         self.decoder.replaced
+    }
+
+    /// What was seen of the tile that was merged last, if statistics are asked for.
+    pub(super) fn seen(&mut self) -> Option<Seen> {
+        self.observer.as_mut().map(Observer::take)
     }
 
     /// Works on a tile. `out` has the tile's output size where something is written.
@@ -91,6 +100,10 @@ impl<'a> Worker<'a> {
         if stage.writes() && self.values.len() < block {
             self.values.resize(block, 0.0);
         }
+        let mut observer = self.observer.as_mut().filter(|_| stage.writes());
+        if let Some(observer) = &mut observer {
+            observer.begin(tile.segment.sources.len() - usize::from(self.context.plan.has_base));
+        }
         for at in (0..tile.elements).step_by(block) {
             // A tile may be a whole tensor: too much to finish first.
             if tile.elements > PROMPT && self.context.cancel.load(Ordering::Relaxed) {
@@ -109,6 +122,9 @@ impl<'a> Worker<'a> {
                 } else {
                     stage.add(state, block, values);
                 }
+                if let Some(observer) = &mut observer {
+                    observer.count(block, |kept| stage.count_kept(state, block, kept));
+                }
             })?;
             if let Some(parcel) = stage.hand_out(state, false) {
                 keep.keep(&parcel)?;
@@ -116,6 +132,9 @@ impl<'a> Worker<'a> {
             if stage.writes() && size > 0 {
                 let out = &mut out[at * size..(at + len) * size];
                 encode(self.context, tile, at, values, out)?;
+                if let Some(observer) = &mut observer {
+                    observer.add(self.context, tile, self.decoder.last(), out);
+                }
             }
         }
         Ok(())

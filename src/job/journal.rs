@@ -83,6 +83,9 @@ pub(super) struct Record {
     /// How far the components have come, if they are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) components: Option<Grown>,
+    /// Whether statistics were saved with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) statistics: bool,
     /// Whether everything is made, and files are being moved to where they belong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) publishing: bool,

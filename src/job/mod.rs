@@ -8,6 +8,7 @@
 //!   state/fold-U-S-E      what a fold has gathered
 //!   state/kept-U-S-E      what it has put aside on the way
 //!   state/begun-U-S-E     the frame of components that was begun
+//!   state/seen-U-S-E      statistics since the record before
 //!   components/           components, if they are kept
 //!   model/NAME.part       shards being written; no loader looks for that name
 //!   model/                finished shards, side files, index, manifest
@@ -48,6 +49,7 @@ mod run;
 mod scene;
 mod snapshots;
 mod staging;
+mod statistics;
 mod status;
 mod template;
 mod verify;
@@ -139,6 +141,10 @@ impl Job {
         if let (true, Some(_)) = (method.unifies(), &settings.components) {
             let reason = format!("{} makes no merge that could have any", recipe.method.name);
             return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
+        }
+        if method.unifies() && settings.statistics {
+            let reason = format!("{} makes no model that they could be about", recipe.method.name);
+            return Err(RecipeError::Value { key: "--statistics".to_owned(), reason }.into());
         }
         let beside = if settings.components.is_some() || method.unifies() {
             components::beside(&recipe, &inputs, &*method)?
@@ -246,7 +252,8 @@ impl Job {
         let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
         let (mode, mode_reason) = source::choose(settings.io, &paths, settings.memory.is_some());
         let tile = settings.tile.map(|tile| tile.clamp(1, 1 << 30) as u32);
-        let means = Means { memory, memory_source, threads, mode, tile, beside };
+        let statistics = settings.statistics;
+        let means = Means { memory, memory_source, threads, mode, tile, beside, statistics };
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
         let read = files.iter().map(|file| file.len).sum();
         let keep_cache = keeps_cache(&settings, read, &plan);
@@ -309,7 +316,7 @@ impl Job {
     /// If something is there already, lies inside an input, or does not fit on the disk.
     pub fn preflight(&self, out: &Path) -> Result<Space, Error> {
         let out = without_slash(out);
-        preflight::check(&self.inputs, &self.plan, self.shares_bytes(), out, Place::of(out)?)
+        preflight::check(&self.inputs, &self.plan, self.bytes_beside(), out, Place::of(out)?)
     }
 
     /// Merges into the directory `out`, which is new or empty.
@@ -329,7 +336,7 @@ impl Job {
             return Ok(Report::default());
         }
         let place = Place::of(out)?;
-        let beside = self.shares_bytes();
+        let beside = self.bytes_beside();
         let _enough = preflight::check(&self.inputs, &self.plan, beside, out, place)?;
         if let Some(dir) = &self.settings.components {
             let begun = !self.settings.restart
@@ -374,6 +381,11 @@ impl Job {
     /// All files that are read, by their index.
     fn files_read(&self) -> impl Iterator<Item = &ShardFile> {
         files_read(&self.inputs, self.recombined.as_ref().map(|recombined| &recombined.file))
+    }
+
+    /// About what is written beside the output's shards.
+    fn bytes_beside(&self) -> u64 {
+        self.shares_bytes() + statistics::bytes(self)
     }
 
     /// The form of the frames that are made, if any are.
@@ -431,6 +443,7 @@ impl Job {
                 components: self.settings.components.as_ref().map(|dir| {
                     std::path::absolute(dir).unwrap_or_else(|_| dir.clone()).display().to_string()
                 }),
+                statistics: self.settings.statistics,
                 selection: self.settings.strategy.word().to_owned(),
                 inputs: inputs.collect(),
             },

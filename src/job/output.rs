@@ -8,12 +8,13 @@ use sha2::{Digest, Sha256};
 use super::components::Writer;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
+use super::statistics::Collector;
 use crate::checkpoint::Layout;
 use crate::checkpoint::components::TileShares;
-use crate::engine::TileSink;
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
 };
+use crate::engine::{Seen, TileSink};
 use crate::plan::{Plan, Tile};
 use crate::progress::{Event, Progress};
 
@@ -37,6 +38,8 @@ pub(super) struct Output<'a> {
     open: Option<OpenExtent>,
     /// Takes the shares of experts, if they are kept.
     components: Option<Writer<'a>>,
+    /// Takes statistics, if they are asked for.
+    statistics: Option<Collector<'a>>,
     /// What is new since the last record.
     news: Record,
 }
@@ -122,6 +125,7 @@ impl<'a> Output<'a> {
             shards,
             open: None,
             components: None,
+            statistics: None,
             news: Record::default(),
         };
         let mut last = None;
@@ -140,6 +144,16 @@ impl<'a> Output<'a> {
     /// The same, with a place for the shares of experts.
     pub(super) fn with_components(self, components: Option<Writer<'a>>) -> Self {
         Self { components, ..self }
+    }
+
+    /// The same, with a place for statistics.
+    pub(super) fn with_statistics(self, statistics: Option<Collector<'a>>) -> Self {
+        Self { statistics, ..self }
+    }
+
+    /// What takes statistics.
+    pub(super) fn statistics(&mut self) -> Option<&mut Collector<'a>> {
+        self.statistics.as_mut()
     }
 
     /// What takes the shares of experts.
@@ -444,5 +458,11 @@ impl TileSink for Output<'_> {
 
     fn shares(&mut self, tile: &Tile, shares: &TileShares) -> Result<(), SinkError> {
         self.components.as_mut().map_or(Ok(()), |components| components.add(tile, shares))
+    }
+
+    fn seen(&mut self, tile: &Tile, seen: &Seen) {
+        if let Some(statistics) = &mut self.statistics {
+            statistics.add(tile, seen);
+        }
     }
 }

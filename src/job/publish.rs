@@ -16,8 +16,8 @@ use crate::checkpoint::tokenizer::{
     list_with_tokens, with_template, with_tokens,
 };
 use crate::checkpoint::{
-    CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, config_json, relayered,
-    side_files,
+    CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, STATISTICS, config_json,
+    relayered, side_files,
 };
 use crate::engine::EngineError;
 use crate::engine::sink::durable;
@@ -48,6 +48,7 @@ pub(super) fn names(job: &Job) -> Result<Vec<String>, Error> {
     let mut names = donated(job)?;
     names.extend([INDEX, RECIPE, CONFIG, CARD, manifest::FILE].map(str::to_owned));
     names.extend(job.recipe.coefficients.as_ref().map(|_| COEFFICIENTS.to_owned()));
+    names.extend(job.settings.statistics.then(|| STATISTICS.to_owned()));
     names.sort();
     names.dedup();
     Ok(names)
@@ -105,15 +106,16 @@ fn resize(job: &Job, config: &mut Value) {
 }
 
 /// Writes side files, model card, recipe, config, index and manifest. `kept` are files that were made instead of shards:
-/// these are no model, so there is nothing beside them that a loader would look for.
+/// these are no model, so there is nothing beside them that a loader would look for. `told` is one that was made beside shards.
 pub(super) fn write(
     job: &Job,
     model: &Path,
     output: &Output<'_>,
     kept: Vec<ManifestFile>,
+    told: Option<ManifestFile>,
 ) -> Result<(), Error> {
     let (mut files, is_model) = (shards(job, output)?, kept.is_empty());
-    files.extend(kept);
+    files.extend(kept.into_iter().chain(told));
     let mut write = |name: &str, bytes: &[u8]| -> Result<(), Error> {
         durable::write_atomic(&*job.storage, &model.join(name), bytes)?;
         let sha256 = hex(&Sha256::digest(bytes));

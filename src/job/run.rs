@@ -18,6 +18,7 @@ use super::parcels::Shelf;
 use super::resume::{self, UnderWay};
 use super::snapshots::Snapshots;
 use super::staging::{Place, Staging};
+use super::statistics::{self, Collector};
 use super::{Job, publish};
 use crate::engine::sink::{SinkConfig, SinkError};
 use crate::engine::source::{Source, SourceConfig};
@@ -115,6 +116,7 @@ fn in_staging(
         kernels: job.kernels,
         nonfinite: job.recipe.nonfinite,
         shares: job.form(),
+        statistics: job.settings.statistics,
         frames: job.recombined.as_ref().map(|recombined| &recombined.frames),
         progress,
         cancel,
@@ -127,6 +129,8 @@ fn in_staging(
     }
     let snapshots = Snapshots::new(&*job.storage, &staging.state());
     resume::recheck(job, &staging.model(), &mut journal)?;
+    let seen = Snapshots::seen(&*job.storage, &staging.state());
+    let _any = statistics::resume(job, &mut journal, &seen)?;
     let shelf = Shelf::new(&*job.storage, &staging.state());
     let begun = Snapshots::begun(&*job.storage, &staging.state());
     let (under_way, components) = match job.form() {
@@ -154,6 +158,9 @@ fn in_staging(
         }
     };
     let cursor = journal.cursor();
+    // Only now: no more records are taken back.
+    let open_tensor = statistics::resume(job, &mut journal, &seen)?;
+    let statistics = job.settings.statistics.then(|| Collector::new(job, open_tensor));
     // Parcels of pieces that have no record, or none any more.
     shelf.forget(|(u, s, from)| {
         u != cursor.units || s > cursor.stage || s == cursor.stage && from >= cursor.elements
@@ -169,7 +176,9 @@ fn in_staging(
         write: job.settings.write,
     };
     let place = output::Place { storage: &*job.storage, model: staging.model(), config, progress };
-    let output = Output::new(&job.plan, place, journal.records())?.with_components(components);
+    let output = Output::new(&job.plan, place, journal.records())?
+        .with_components(components)
+        .with_statistics(statistics);
     progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });
     let mut passes = Passes {
         job,
@@ -182,6 +191,7 @@ fn in_staging(
         journal,
         snapshots,
         begun,
+        seen,
         shelf: &shelf,
         cursor,
         under_way,
@@ -191,17 +201,7 @@ fn in_staging(
     for run in &job.plan.runs {
         passes.run(run)?;
     }
-    let Passes { source, mut output, mut report, .. } = passes;
-    source.verify_unchanged().map_err(EngineError::Source)?;
-    output.finish()?;
-    let kept = output.components().map_or(Ok(Vec::new()), |components| components.finish(job))?;
-    let kept = if job.method.unifies() { kept } else { Vec::new() };
-    publish::write(job, &staging.model(), &output, kept)?;
-    publish::check(job, &staging.model(), progress, cancel)?;
-    report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
-    report.read = report.passes.iter().map(|p| p.read).sum();
-    report.inputs = job.plan.segments.iter().map(Segment::input_bytes).sum::<u64>()
-        + job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);
+    let mut report = passes.publish(&staging.model())?;
     report.seconds = begin.elapsed().as_secs_f64();
     report.memory = host::usage::snapshot();
     Ok(report)
@@ -220,6 +220,7 @@ struct Redo {
     shards: Vec<u32>,
     /// Units and stages.
     scans: Vec<(u32, u32)>,
+    statistics: bool,
 }
 
 impl Redo {
@@ -254,6 +255,10 @@ impl Redo {
                 Some(shard) => staging.journal()?.take_back_bytes(shard, *offset, *len),
                 None if components::is_data(path) => {
                     staging.journal()?.take_back_components(*offset)
+                }
+                // The next attempt takes back what the file belongs to.
+                None if path.starts_with(staging.state()) => {
+                    Ok(!std::mem::replace(&mut self.statistics, true))
                 }
                 None => Ok(false),
             },
@@ -296,6 +301,8 @@ struct Passes<'a> {
     snapshots: Snapshots<'a>,
     /// Frames of components that were begun when records were made.
     begun: Snapshots<'a>,
+    /// Statistics of the pieces.
+    seen: Snapshots<'a>,
     shelf: &'a Shelf<'a>,
     cursor: Cursor,
     under_way: Option<UnderWay>,
@@ -340,7 +347,8 @@ impl Passes<'_> {
                 before += bytes(unit);
                 fits
             });
-            let now = &left[..fits.count()];
+            let most = statistics::tensors_at_once(self.job).unwrap_or(usize::MAX);
+            let now = &left[..fits.take(most).count()];
             let result = self.pass("all passes in memory", &Work::Whole { units: now })?;
             let done = result.done as usize;
             self.report.replaced += result.replaced;
@@ -450,6 +458,11 @@ impl Passes<'_> {
             }
             news.components = Some(grown);
         }
+        if let Some(told) = self.output.statistics().and_then(Collector::take) {
+            let Cursor { units, stage, elements, .. } = self.cursor;
+            self.seen.save((units, stage, elements), &told)?;
+            news.statistics = true;
+        }
         // What was read must be what was planned for, and nobody else may be at work here.
         self.source.verify_unchanged().map_err(EngineError::Source)?;
         self.staging.check_lock()?;
@@ -485,8 +498,35 @@ impl Passes<'_> {
         let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
         let elements = ((most / widest) as f64 / share) as u64;
         // No piece ends amid a grain, and each has at least one.
-        let to = total.min(from.saturating_add(elements.max(grain)));
+        let mut to = total.min(from.saturating_add(elements.max(grain)));
+        if let Some(most) = statistics::tensors_at_once(self.job).filter(|_| writes) {
+            let end = |&s: &u32| plan.segments[s as usize].elements;
+            let ends = segments.iter().map(end).scan(0, |sum, it| {
+                *sum += it;
+                Some(*sum)
+            });
+            to = ends.filter(|&end| end > from).nth(most - 1).map_or(to, |end| end.min(to));
+        }
         from..if to < total { plan.aligned(segments, to) } else { total }
+    }
+
+    /// Writes what belongs to the output beside its shards, and tells how it went.
+    fn publish(self, model: &Path) -> Result<Report, Error> {
+        let Self { job, context, source, mut output, mut report, journal, seen, .. } = self;
+        source.verify_unchanged().map_err(EngineError::Source)?;
+        output.finish()?;
+        let kept =
+            output.components().map_or(Ok(Vec::new()), |components| components.finish(job))?;
+        let kept = if job.method.unifies() { kept } else { Vec::new() };
+        let told = job.settings.statistics;
+        let told = told.then(|| statistics::write(job, model, &journal, &seen)).transpose()?;
+        publish::write(job, model, &output, kept, told)?;
+        publish::check(job, model, context.progress, context.cancel)?;
+        report.written = job.plan.layout.shards.iter().map(|s| s.len).sum();
+        report.read = report.passes.iter().map(|p| p.read).sum();
+        report.inputs = job.plan.segments.iter().map(Segment::input_bytes).sum::<u64>()
+            + job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);
+        Ok(report)
     }
 
     fn done(&mut self, unit: u32, mut outcome: Outcome) {

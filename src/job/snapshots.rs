@@ -3,6 +3,7 @@
 //! ```text
 //! state/fold-U-S-E    BLAKE3 (32 bytes), then the merged state of stage S of unit U after E elements, zstd
 //! state/begun-U-S-E   the same with the frame of components that was begun then
+//! state/seen-U-S-E    the same with what statistics were gathered since the record before
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use crate::error::{Error, IoContext};
 
 const FOLD: &str = "fold-";
 const BEGUN: &str = "begun-";
+const SEEN: &str = "seen-";
 
 /// The saved states of a staging directory.
 pub(super) struct Snapshots<'a> {
@@ -32,9 +34,14 @@ impl<'a> Snapshots<'a> {
         Self { prefix: BEGUN, ..Self::new(storage, dir) }
     }
 
+    /// Statistics about the merge.
+    pub(super) fn seen(storage: &'a dyn Storage, dir: &Path) -> Self {
+        Self { prefix: SEEN, ..Self::new(storage, dir) }
+    }
+
     /// Whether `name` is the name of a saved state.
     pub(super) fn owns(name: &str) -> bool {
-        [FOLD, BEGUN].iter().any(|prefix| numbers(prefix, name).is_some())
+        [FOLD, BEGUN, SEEN].iter().any(|prefix| numbers(prefix, name).is_some())
     }
 
     /// Saves the state of a stage after some of its elements, durably, before the record about it.
@@ -87,7 +94,8 @@ impl<'a> Snapshots<'a> {
         }
     }
 
-    fn path(&self, unit: u32, stage: u32, elements: u64) -> PathBuf {
+    /// Where a state is saved.
+    pub(super) fn path(&self, unit: u32, stage: u32, elements: u64) -> PathBuf {
         self.dir.join(format!("{}{unit}-{stage}-{elements}", self.prefix))
     }
 }
@@ -131,6 +139,7 @@ mod tests {
     #[test]
     fn names_are_exact() {
         assert!(Snapshots::owns("fold-0-1-2") && Snapshots::owns("begun-0-1-2"));
+        assert!(Snapshots::owns("seen-0-1-2"));
         for name in ["fold-", "fold-1-2", "fold-1-2-3-4", "fold-a-1-2", "unfold-1-2-3"] {
             assert!(!Snapshots::owns(name), "{name}");
         }

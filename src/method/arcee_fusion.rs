@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::pass::Map;
+use super::pass::{Map, count_taken};
 use super::registry::{BaseUse, Entry, Scope};
 use super::{
     AnyStage, Block, Method, MethodError, Next, Operand, Stage, TensorView, UnitView, block_len,
@@ -176,13 +176,21 @@ impl Stage for Importances {
         };
         let quartile = |i| found.first().map_or(0.0, |row| keys::magnitude(row.value(i)));
         let threshold = quartile(1) + 1.5 * (quartile(2) - quartile(0));
-        Ok(Next::stage(Map::new(elements, move |block, _, out| {
+        let same = divergences.clone();
+        let map = Map::new(elements, move |block, _, out| {
             let Some(model) = block.rows.first() else { return };
             let rows = model.chunks(width).zip(block.base.chunks(width));
             let first = block.first as usize / width;
             for ((at, (x, base)), out) in (first..).zip(rows).zip(out.chunks_mut(width)) {
                 kernels.fuse(x, base, divergences[at], threshold, out);
             }
+        });
+        Ok(Next::stage(map.counting(move |block, _, kept| {
+            let first = block.first as usize / width;
+            count_taken(kept, block.rows.iter().copied(), |_, k, x| {
+                let size = (x - block.base[k]).abs();
+                size > 0.0 && size * same[first + k / width] >= threshold
+            });
         })))
     }
 }

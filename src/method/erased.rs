@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use super::{Block, MethodError, Next, Parcels, Sampling, Stage};
+use super::{Block, Kept, MethodError, Next, Parcels, Sampling, Stage};
 
 /// The state of some stage. Belongs to the stage that made it.
 pub struct State(Box<dyn Any + Send>);
@@ -30,6 +30,8 @@ pub trait AnyStage: Send + Sync {
         shares: &mut [f32],
         sums: &mut [f64],
     );
+    /// See [`Stage::count_kept`].
+    fn count_kept(&self, state: &mut State, block: &Block<'_>, kept: &mut [Kept]) -> bool;
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
     /// See [`Stage::save`].
@@ -75,6 +77,10 @@ impl<S: Stage> AnyStage for S {
         sums: &mut [f64],
     ) {
         Stage::add_shares(self, own::<S>(state), block, out, shares, sums);
+    }
+
+    fn count_kept(&self, state: &mut State, block: &Block<'_>, kept: &mut [Kept]) -> bool {
+        Stage::count_kept(self, own::<S>(state), block, kept)
     }
 
     fn merge(&self, into: &mut State, from: State) {

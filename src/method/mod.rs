@@ -130,6 +130,11 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// Whether experts have scores, which [`Stage::count_kept`] sums.
+    fn has_scores(&self) -> bool {
+        false
+    }
+
     /// Starts the merge of a unit.
     ///
     /// # Errors
@@ -187,6 +192,12 @@ pub trait Stage: Send + Sync + 'static {
         self.add(state, block, out);
     }
 
+    /// Counts what each expert has given to a block, for statistics about the merge. Asked right after the block was added,
+    /// and of all blocks or none. `false` if there is nothing to tell: all experts have a part in every element.
+    fn count_kept(&self, _state: &mut Self::State, _block: &Block<'_>, _kept: &mut [Kept]) -> bool {
+        false
+    }
+
     /// Adds what another worker has gathered.
     fn merge(&self, into: &mut Self::State, from: Self::State);
 
@@ -218,6 +229,26 @@ pub trait Stage: Send + Sync + 'static {
         Self: Sized,
     {
         self.finish(state)
+    }
+}
+
+/// What a map has taken of an expert. Integers, so that it may be gathered in any order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Elements in which the expert has a part.
+    pub elements: u64,
+    /// The sum of its scores in units of 2^-22; 0 if the method gives none.
+    pub score: u64,
+}
+
+impl Kept {
+    /// Units in a score of 1.
+    pub const SCORE: f64 = 4_194_304.0;
+
+    /// Adds what was taken elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.elements += other.elements;
+        self.score += other.score;
     }
 }
 

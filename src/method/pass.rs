@@ -1,18 +1,42 @@
 //! Passes that many methods share: a map without statistics of its own.
 
-use super::{Block, MethodError, Next, Outcome, Stage};
+use super::{Block, Kept, MethodError, Next, Outcome, Stage};
 
 /// The last pass of a method that has no more to tell than the merged values: a function from blocks to
 /// values, with room for rows of scratch.
 pub(super) struct Map<F> {
     elements: u64,
     work: F,
+    count: Option<Count>,
 }
+
+/// Counts the elements that each expert has a part in; the space is as the map's work has left it.
+type Count = Box<dyn Fn(&Block<'_>, &mut Scratch, &mut [Kept]) + Send + Sync>;
 
 impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Map<F> {
     /// A map over a unit of so many elements.
     pub(super) fn new(elements: u64, work: F) -> Self {
-        Self { elements, work }
+        Self { elements, work, count: None }
+    }
+
+    /// The same, if experts have no part in some elements: with what counts the others.
+    pub(super) fn counting(
+        self,
+        count: impl Fn(&Block<'_>, &mut Scratch, &mut [Kept]) + Send + Sync + 'static,
+    ) -> Self {
+        Self { count: Some(Box::new(count)), ..self }
+    }
+}
+
+/// Adds, for each row, the number of its elements that are taken.
+pub(super) fn count_taken<'a>(
+    kept: &mut [Kept],
+    rows: impl IntoIterator<Item = &'a [f32]>,
+    mut taken: impl FnMut(usize, usize, f32) -> bool,
+) {
+    for ((i, row), kept) in rows.into_iter().enumerate().zip(kept) {
+        let counted = row.iter().enumerate().filter(|&(k, &x)| taken(i, k, x)).count();
+        kept.elements += counted as u64;
     }
 }
 
@@ -57,6 +81,12 @@ impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Stage 
 
     fn add(&self, scratch: &mut Scratch, block: &Block<'_>, out: &mut [f32]) {
         (self.work)(block, scratch, out);
+    }
+
+    fn count_kept(&self, scratch: &mut Scratch, block: &Block<'_>, kept: &mut [Kept]) -> bool {
+        let Some(count) = &self.count else { return false };
+        count(block, scratch, kept);
+        true
     }
 
     fn merge(&self, _into: &mut Scratch, _from: Scratch) {}

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use super::pass::{Map, Scratch};
+use super::pass::{Map, Scratch, count_taken};
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{
-    AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, PerTensor, Stage, UnitView, Values,
+    AnyStage, BLOCK, Block, Kept, Method, MethodError, Next, Operand, PerTensor, Stage, UnitView,
+    Values,
 };
 use crate::kernel::Kernels;
 use crate::stats::{Reader, Writer};
@@ -100,9 +101,11 @@ impl Method for Ram {
             return Ok(Box::new(Shares(course)));
         }
         let ones = vec![1.0; experts];
-        Ok(Box::new(Map::new(elements, move |block, scratch, out| {
+        let count = course.count();
+        let map = Map::new(elements, move |block, scratch, out| {
             course.merge(block, &ones, scratch, out);
-        })))
+        });
+        Ok(Box::new(map.counting(count)))
     }
 }
 
@@ -120,6 +123,17 @@ impl Course {
         self.kernels.contributors(block.rows, epsilon, counts);
         self.kernels.reinforced_sum(block.rows, epsilon, reinforced, counts, out);
         self.kernels.add_base(block.base, 1.0, out);
+    }
+}
+
+impl Course {
+    /// Counts what is above epsilon.
+    fn count(&self) -> impl Fn(&Block<'_>, &mut Scratch, &mut [Kept]) + Send + Sync + 'static {
+        let factors = self.factors.clone();
+        move |block, _, kept| {
+            let epsilon = factors.get(block.tensor).epsilon;
+            count_taken(kept, block.rows.iter().copied(), |_, _, x| x.abs() > epsilon);
+        }
     }
 }
 
@@ -176,10 +190,12 @@ impl Stage for Shares {
         let reinforced: Vec<Vec<f32>> = (course.factors.all().iter())
             .map(|factors| state.counts.iter().map(|counts| factors.reinforced(*counts)).collect())
             .collect();
-        Ok(Next::stage(Map::new(course.elements, move |block, scratch, out| {
+        let count = course.count();
+        let map = Map::new(course.elements, move |block, scratch, out| {
             let reinforced = &reinforced[course.factors.which(block.tensor)];
             course.merge(block, reinforced, scratch, out);
-        })))
+        });
+        Ok(Next::stage(map.counting(count)))
     }
 }
 

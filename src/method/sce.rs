@@ -14,7 +14,7 @@ mod tests;
 use std::sync::Arc;
 
 use super::band::{Band, Edge};
-use super::pass::Map;
+use super::pass::{Map, count_taken};
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, Stage, UnitView, Values};
 use crate::kernel::{Kernels, keys};
@@ -337,7 +337,8 @@ impl Stage for Sizes {
         let elements = course.unit.elements;
         let squares: Vec<f64> = state.squares.iter().map(DotSum::value).collect();
         let weights = weights(&squares, elements);
-        Ok(Next::stage(Map::new(elements, move |block, scratch, out| {
+        let (again, same) = (Arc::clone(&course), selected);
+        let map = Map::new(elements, move |block, scratch, out| {
             let kernels = course.kernels;
             let (rows, rest) = course.select(block, selected.as_ref(), scratch.space());
             let (votes, shares) = rest[..2 * out.len()].split_at_mut(out.len());
@@ -345,6 +346,12 @@ impl Stage for Sizes {
             kernels.agreeing_sum(&rows, &weights, votes, shares, out);
             kernels.divide_at_least(shares, 1e-6, out);
             kernels.add_base(block.base, 1.0, out);
+        });
+        Ok(Next::stage(map.counting(move |block, scratch, kept| {
+            let (rows, rest) = again.select(block, same.as_ref(), scratch.space());
+            let votes = &mut rest[..block.len()];
+            again.kernels.weighted_sum(&rows, &vec![1.0; rows.len()], votes);
+            count_taken(kept, rows, |_, k, x| if votes[k] >= 0.0 { x > 0.0 } else { x < 0.0 });
         })))
     }
 }

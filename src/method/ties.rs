@@ -14,7 +14,7 @@ mod tests;
 use std::sync::Arc;
 
 use super::arithmetic::LAMBDA;
-use super::pass::Map;
+use super::pass::{Map, count_taken};
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
 use super::{
     AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, PerTensor, Stage, UnitView, Values,
@@ -294,7 +294,8 @@ impl Stage for Signs {
             std::cmp::Ordering::Greater => 1.0,
         };
         let Self { course, least } = self;
-        Ok(Next::stage(Map::new(course.elements, move |block, scratch, out| {
+        let (again, above) = (Arc::clone(&course), least.clone());
+        let map = Map::new(course.elements, move |block, scratch, out| {
             let trimmed = course.trim(block, &least, scratch.space());
             let (kernels, Trimmed { rows, votes, counts }) = (course.kernels, trimmed);
             let lambdas = course.lambdas.get(block.tensor);
@@ -312,6 +313,13 @@ impl Stage for Signs {
                 }
             }
             kernels.add_base(block.base, factor, out);
+        });
+        Ok(Next::stage(map.counting(move |block, scratch, kept| {
+            let Trimmed { rows, votes, .. } = again.trim(block, &above, scratch.space());
+            count_taken(kept, rows, |_, k, x| {
+                let sign = if votes[k] == 0.0 { majority } else { votes[k] };
+                if sign > 0.0 { x > 0.0 } else { x < 0.0 }
+            });
         })))
     }
 }

@@ -14,6 +14,7 @@ mod origin;
 mod problem;
 mod reading;
 pub mod rows;
+mod seen;
 mod select;
 mod slices;
 mod stacks;
@@ -35,11 +36,12 @@ pub use inputs::Inputs;
 pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
+pub(crate) use seen::{ROWS_HELD, row_bytes};
 pub use select::Selection;
 pub use summary::{AdapterSummary, PassSummary, PlanSummary};
 pub use tiles::{Tile, sampled, tiles};
 use units::Merged;
-pub use units::{Positions, Unit, layer};
+pub use units::{Positions, Unit, kind, layer, numbered};
 
 use crate::checkpoint::components::{Entry, FRAME};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
@@ -306,6 +308,8 @@ pub struct Means {
     pub tile: Option<u32>,
     /// What flows beside base, experts and output.
     pub beside: Beside,
+    /// Whether statistics are gathered about what is merged.
+    pub statistics: bool,
 }
 
 /// What flows beside base, experts and output.
@@ -607,18 +611,24 @@ fn demand(
             (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
         }
     };
+    let seen = means.statistics.then(|| {
+        let meet = segments.iter().map(|s| s.sources.len()).max().unwrap_or(0) as u64;
+        [seen::worker_bytes(meet, block), seen::common_bytes(meet)]
+    });
+    let [seen, told] = seen.unwrap_or_default();
     budget::Demand {
         mode: means.mode,
         inputs: inputs_read,
         low_rank,
         input_bytes,
         output_bytes: widest(|s| u64::from(s.out_size)) + entries,
-        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames,
+        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames + seen,
         catalog_bytes: tensors as u64 * 320
             + segments.len() as u64 * 160
             + products as u64 * 800
             + runs as u64 * 80
-            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
+            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes)
+            + told,
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())
             .flatten(),

@@ -101,7 +101,7 @@ impl<'a> Positions<'a> {
 }
 
 /// The stack of layers and the number of the layer that a tensor belongs to.
-fn numbered(tensor: &str) -> Option<(&str, u64)> {
+pub fn numbered(tensor: &str) -> Option<(&str, u64)> {
     let layer = layer(tensor)?;
     let (stack, number) = layer.rsplit_once('.').unwrap_or(("", layer));
     Some((stack, number.parse().ok()?))
@@ -121,6 +121,13 @@ pub fn layer(tensor: &str) -> Option<&str> {
     None
 }
 
+/// The name with `N` for each component that is a number.
+pub fn kind(name: &str) -> String {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let parts = name.split('.').map(|part| if is_number(part) { "N" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +145,18 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(layer(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_names_become_n() {
+        for (name, expected) in [
+            ("model.layers.12.mlp.experts.3.w1.weight", "model.layers.N.mlp.experts.N.w1.weight"),
+            ("lm_head.weight", "lm_head.weight"),
+            ("h.0", "h.N"),
+            ("a..b2", "a..b2"),
+        ] {
+            assert_eq!(kind(name), expected);
         }
     }
 

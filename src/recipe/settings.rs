@@ -96,6 +96,8 @@ pub struct Settings {
     pub failpoint: Option<Failpoint>,
     /// Keep the shares of all experts in this directory, from which other lambdas make other outputs.
     pub components: Option<std::path::PathBuf>,
+    /// Gather statistics about the tensors that are merged, for `reflow report`.
+    pub statistics: bool,
     /// Start over, whatever an earlier attempt has left.
     pub restart: bool,
 }

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use super::Found;
+use crate::markup::{escape, round_step};
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 76.0;
@@ -230,13 +231,6 @@ fn star(x: f64, y: f64) -> String {
     format!("<path class=\"star\" d=\"M{}z\">", points.join("L"))
 }
 
-/// 1, 2 or 5 times a power of ten, at least as large.
-fn round_step(step: f64) -> f64 {
-    let power = 10f64.powf(step.max(1e-300).log10().floor());
-    let times = [1.0, 2.0, 5.0, 10.0].into_iter().find(|times| times * power >= step * 0.999);
-    times.unwrap_or(10.0) * power
-}
-
 /// A number with as many digits as its step needs.
 fn number(value: f64, step: f64) -> String {
     let digits = (-step.log10().floor()).clamp(0.0, 12.0) as usize;
@@ -246,21 +240,6 @@ fn number(value: f64, step: f64) -> String {
     } else {
         text
     }
-}
-
-fn escape(text: &str) -> String {
-    text.chars().fold(String::new(), |mut safe, c| {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            // XML has no other control characters.
-            c if c.is_control() => safe.push(' '),
-            c => safe.push(c),
-        }
-        safe
-    })
 }
 
 #[cfg(test)]
@@ -314,7 +293,6 @@ mod tests {
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
             assert!(!svg.contains("lambda of each"), "{svg}");
         }
-        assert_eq!([0.013, 0.2, 3.0, 7.0].map(round_step), [0.02, 0.2, 5.0, 10.0]);
         assert_eq!(
             (number(0.25, 0.05), number(-0.0, 0.1), number(30.0, 10.0)),
             ("0.25".into(), "0".into(), "30".into())

@@ -162,6 +162,16 @@ impl TensorStats {
         }
     }
 
+    /// The squared norm of the base.
+    pub fn base_square(&self) -> f64 {
+        self.base.value()
+    }
+
+    /// The products of all rows: the upper triangle of their matrix, row by row.
+    pub fn products(&self) -> impl Iterator<Item = f64> {
+        self.products.iter().map(DotSum::value)
+    }
+
     /// The norm of the base.
     pub fn base_norm(&self) -> f64 {
         self.base.value().sqrt()

@@ -28,5 +28,6 @@ mod resume;
 mod search;
 mod slices;
 mod stages;
+mod statistics;
 mod templates;
 mod tokenizer;

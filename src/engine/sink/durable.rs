@@ -14,29 +14,53 @@ use super::{SinkError, Storage, StoredFile};
 /// # Errors
 /// [`SinkError`] of the step that failed. The temporary file is removed where possible.
 pub fn write_atomic(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
+    write_atomic_in_parts(storage, path, |put| put(bytes))
+}
+
+/// The same for a file that is not in memory: `write` hands its bytes to the function that it is given, part by part.
+///
+/// # Errors
+/// As [`write_atomic`], and those of `write`.
+pub fn write_atomic_in_parts<E: From<SinkError>>(
+    storage: &dyn Storage,
+    path: &Path,
+    write: impl FnOnce(&mut Put<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let temporary = temporary_name(path);
-    let done = write_synced(storage, &temporary, bytes).and_then(|()| {
-        storage.rename(&temporary, path).map_err(|e| SinkError::of("rename", path, 0, e))
+    let done = write_synced(storage, &temporary, write).and_then(|()| {
+        let renamed = storage.rename(&temporary, path);
+        Ok(renamed.map_err(|e| SinkError::of("rename", path, 0, e))?)
     });
     if done.is_err() {
         // A name that no reader looks at; the next attempt removes it first.
         drop(storage.remove_file(&temporary));
     }
     done?;
-    sync_dir(storage, parent(path))
+    Ok(sync_dir(storage, parent(path))?)
 }
 
-fn write_synced(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
-    let needed = bytes.len() as u64;
+/// Takes bytes that belong behind those before.
+pub type Put<'a> = dyn FnMut(&[u8]) -> Result<(), SinkError> + 'a;
+
+fn write_synced<E: From<SinkError>>(
+    storage: &dyn Storage,
+    path: &Path,
+    write: impl FnOnce(&mut Put<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     match storage.remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(SinkError::of("remove", path, 0, e));
+            return Err(SinkError::of("remove", path, 0, e).into());
         }
         _ => {}
     }
-    let file = storage.create(path).map_err(|e| SinkError::of("create", path, needed, e))?;
-    write_fully(&*file, path, 0, bytes)?;
-    file.sync().map_err(|e| SinkError::sync(path, needed, e))
+    let file = storage.create(path).map_err(|e| SinkError::of("create", path, 0, e))?;
+    let mut end = 0;
+    write(&mut |bytes| {
+        write_fully(&*file, path, end, bytes)?;
+        end += bytes.len() as u64;
+        Ok(())
+    })?;
+    Ok(file.sync().map_err(|e| SinkError::sync(path, end, e))?)
 }
 
 /// Writes all of `bytes` at `offset`.

@@ -50,6 +50,9 @@ pub(in crate::job) struct Identity {
     /// The directory of components that is made, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::job) components: Option<String>,
+    /// Whether statistics are gathered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::job) statistics: bool,
     /// All input files.
     pub(in crate::job) inputs: Vec<InputIdentity>,
 }
@@ -91,6 +94,12 @@ impl Identity {
                 None => "without --components".to_owned(),
             };
             let (begun, now) = (said(&self.components), said(&now.components));
+            return Some(format!("it was begun {begun}, and this is {now}"));
+        }
+        if self.statistics != now.statistics {
+            let said =
+                |statistics| if statistics { "with --statistics" } else { "without --statistics" };
+            let (begun, now) = (said(self.statistics), said(now.statistics));
             return Some(format!("it was begun {begun}, and this is {now}"));
         }
         let changed = self.inputs.iter().zip(&now.inputs).find_map(|(a, b)| a.difference(b));
@@ -184,6 +193,7 @@ mod tests {
                 recipe: "merge_method: pcb\nkeep: 0.1\n".to_owned(),
                 selection: "fused".to_owned(),
                 components: None,
+                statistics: false,
                 inputs: vec![input],
             },
             shards: vec![ShardName { file: "model.safetensors".to_owned(), bytes: 5 }],
@@ -219,6 +229,8 @@ mod tests {
         assert!(differs(|now| now.selection = "radix".to_owned()).contains("--selection fused"));
         let other = differs(|now| now.components = Some("/c".to_owned()));
         assert!(other.contains("without --components, and this is with --components /c"));
+        let other = differs(|now| now.statistics = true);
+        assert!(other.contains("without --statistics, and this is with --statistics"));
         assert!(differs(|now| now.inputs[0].bytes = 78).contains("its size was 77 and is 78"));
         assert!(
             differs(|now| now.inputs[0].mtime_ns = "1".to_owned()).contains("modification time")

@@ -1,8 +1,8 @@
 //! The sum over experts, and what follows it.
 
 use crate::kernel::Kernels;
-use crate::method::pass::Scratch;
-use crate::method::{Block, PerTensor, UnitView, Values};
+use crate::method::pass::{Scratch, count_taken};
+use crate::method::{Block, Kept, PerTensor, UnitView, Values};
 
 /// Adds up what is left of the task vectors.
 pub(super) struct Blend {
@@ -29,6 +29,31 @@ impl Blend {
             Factors { weights, lambda, normalize: values.flag("normalize"), sum }
         });
         Self { kernels, elects, factors }
+    }
+
+    /// Whether there is anything to count where nothing is thinned out.
+    pub(super) fn elects(&self) -> bool {
+        self.elects
+    }
+
+    /// Counts what [`Self::apply`] has just taken of the same rows.
+    pub(super) fn count(
+        &self,
+        tensor: usize,
+        rows: &[&[f32]],
+        scratch: &mut Scratch,
+        kept: &mut [Kept],
+    ) {
+        let rows = rows.iter().copied();
+        if !self.elects {
+            return count_taken(kept, rows, |_, _, x| x != 0.0);
+        }
+        let weights = &self.factors.get(tensor).weights;
+        let [votes] = scratch.rows(rows.clone().map(<[f32]>::len).max().unwrap_or(0));
+        count_taken(kept, rows, |i, k, x| {
+            let term = weights[i] * x;
+            if votes[k] >= 0.0 { term > 0.0 } else { term < 0.0 }
+        });
     }
 
     /// Merges `rows`, which are the block's task vectors or what is left of them.

@@ -8,7 +8,7 @@ use crate::kernel::Kernels;
 use crate::kernel::keys;
 use crate::method::band::Band;
 use crate::method::pass::Scratch;
-use crate::method::{AnyStage, Block, MethodError, Next, Outcome, Stage, UnitView};
+use crate::method::{AnyStage, Block, Kept, MethodError, Next, Outcome, Stage, UnitView};
 use crate::stats::{DotSum, Reader, Writer};
 
 /// What the stages of a unit share.
@@ -201,6 +201,20 @@ impl Stage for Merge {
             rows.push(kept);
         }
         course.blend.apply(block, &rows, scratch, out);
+    }
+
+    fn count_kept(&self, state: &mut MergeState, block: &Block<'_>, counts: &mut [Kept]) -> bool {
+        let thins = self.keeps.iter().any(|keep| !matches!(keep, Keep::All));
+        if !thins && !self.course.blend.elects() {
+            return false;
+        }
+        let MergeState { kept, scratch, .. } = state;
+        let left = self.keeps.iter().zip(block.rows).zip(kept.chunks_exact(block.len()));
+        let rows: Vec<&[f32]> = left
+            .map(|((keep, row), kept)| if matches!(keep, Keep::All) { row } else { kept })
+            .collect();
+        self.course.blend.count(block.tensor, &rows, scratch, counts);
+        true
     }
 
     fn merge(&self, _into: &mut MergeState, _from: MergeState) {}

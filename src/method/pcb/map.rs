@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Findings, Setup, load_tallies, save_tallies};
 use crate::kernel::pcb::{Bounds, Cut, Scratch, Tally};
-use crate::method::{Block, MethodError, Next, Outcome, Stage};
+use crate::method::{Block, Kept, MethodError, Next, Outcome, Stage};
 
 /// Writes out = base + sum_i lambda_i u_i, with u_i = s_i T_i / max(sum_k s_k, 1e-12).
 pub(super) struct Map {
@@ -19,6 +19,8 @@ pub(super) struct Map {
 
 pub(super) struct State {
     tallies: Vec<Tally>,
+    /// As they were when they were counted last.
+    counted: Vec<Tally>,
     scratch: Scratch,
 }
 
@@ -51,7 +53,8 @@ impl Stage for Map {
     }
 
     fn empty(&self) -> State {
-        State { tallies: vec![Tally::default(); self.bounds.len()], scratch: Scratch::default() }
+        let tallies = vec![Tally::default(); self.bounds.len()];
+        State { counted: tallies.clone(), tallies, scratch: Scratch::default() }
     }
 
     fn add(&self, state: &mut State, block: &Block<'_>, out: &mut [f32]) {
@@ -91,10 +94,20 @@ impl Stage for Map {
         setup.combine(block, shares, out);
     }
 
-    fn merge(&self, into: &mut State, from: State) {
-        for (tally, more) in into.tallies.iter_mut().zip(from.tallies) {
-            tally.merge(more);
+    fn count_kept(&self, state: &mut State, _block: &Block<'_>, kept: &mut [Kept]) -> bool {
+        for ((kept, now), before) in kept.iter_mut().zip(&state.tallies).zip(&mut state.counted) {
+            let ([elements, score], [e, s]) = (now.to_parts(), before.to_parts());
+            kept.add(Kept { elements: elements - e, score: score - s });
+            *before = *now;
         }
+        true
+    }
+
+    fn merge(&self, into: &mut State, from: State) {
+        let both = into.tallies.iter_mut().zip(from.tallies);
+        both.chain(into.counted.iter_mut().zip(from.counted)).for_each(|(tally, more)| {
+            tally.merge(more);
+        });
     }
 
     fn save(&self, state: &State) -> Vec<u8> {
@@ -103,7 +116,8 @@ impl Stage for Map {
 
     fn load(&self, saved: &[u8]) -> Option<State> {
         let tallies = load_tallies(saved, self.findings.len())?;
-        Some(State { tallies, ..self.empty() })
+        // What is saved was counted.
+        Some(State { counted: tallies.clone(), tallies, ..self.empty() })
     }
 
     fn finish(self, state: State) -> Result<Next, MethodError> {

@@ -238,6 +238,11 @@ impl Method for Pcb {
         }
     }
 
+    fn has_scores(&self) -> bool {
+        // Those of `paper` are parts of a softmax over the whole unit: too small to be summed in fixed point.
+        self.variant != Variant::Paper
+    }
+
     fn has_shares(&self) -> bool {
         true
     }

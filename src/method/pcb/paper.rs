@@ -13,7 +13,8 @@ use std::sync::Arc;
 use super::{Findings, Setup, load_tallies, save_tallies};
 use crate::kernel::keys;
 use crate::kernel::pcb::{Softmax, Tally};
-use crate::method::{BLOCK, Block, MethodError, Next, Note, Outcome, Stage};
+use crate::method::pass::count_taken;
+use crate::method::{BLOCK, Block, Kept, MethodError, Next, Note, Outcome, Stage};
 use crate::stats::{FixedSum, Reader, RowCounts, RowSelection, Selected, Writer};
 
 /// Position of the pair (i, j) in the triangle of all pairs of n experts.
@@ -363,6 +364,12 @@ impl Stage for Map {
             }
         }
         self.beta.setup.combine(block, shares, out);
+    }
+
+    fn count_kept(&self, state: &mut MapState, block: &Block<'_>, kept: &mut [Kept]) -> bool {
+        let rows = state.weights.chunks_exact(BLOCK).map(|row| &row[..block.len()]);
+        count_taken(kept, rows, |_, _, weight| weight > 0.0);
+        true
     }
 
     fn merge(&self, into: &mut MapState, from: MapState) {
