@@ -48,6 +48,7 @@ pub mod plan;
 pub mod progress;
 pub(crate) mod quote;
 pub mod recipe;
+pub mod report;
 pub mod search;
 pub mod stats;
 #[cfg(test)]

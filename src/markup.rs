@@ -21,6 +21,14 @@ pub(crate) fn escape(text: &str) -> String {
     })
 }
 
+/// The first so many characters, with an ellipsis if there are more. Not escaped.
+pub(crate) fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['\u{2026}']).collect()
+}
+
 /// 1, 2 or 5 times a power of ten, at least as large.
 pub(crate) fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.max(1e-300).log10().floor());
@@ -39,6 +47,10 @@ mod tests {
             "&lt;a href=&#39;x&#39;&gt;&quot;&amp; \u{fffd} &lt;/a&gt; "
         );
         assert_eq!(escape("layers.0.Größe 数"), "layers.0.Größe 数");
+        assert_eq!(
+            (shorten("abcdef", 6), shorten("äbcdefg", 6)),
+            ("abcdef".into(), "äbcde…".into())
+        );
         assert_eq!([0.013, 0.2, 3.0, 7.0].map(round_step), [0.02, 0.2, 5.0, 10.0]);
     }
 }

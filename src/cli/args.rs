@@ -51,6 +51,8 @@ pub(super) enum Command {
     Inspect(Inspect),
     /// Show how two models differ, tensor by tensor; with a base, also their task vectors
     Diff(Diff),
+    /// Show what a merge saw, as a page of pictures: sizes, shares, conflicts and directions of the task vectors
+    Report(Report),
     /// Show how far an output is, and the command that goes on with it
     Status(Status),
     /// List the merge methods with their parameters
@@ -280,6 +282,19 @@ pub(super) struct Diff {
     /// Elements per tile (for tests)
     #[arg(long, hide = true, value_parser = value_parser!(u32).range(1..=1 << 30))]
     pub(super) tile: Option<u32>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Report {
+    /// Output directory of a merge with --statistics
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// The page; - for standard output [default: DIR.report.html]
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) out: Option<PathBuf>,
+    /// Print the numbers behind the pictures as JSON instead
+    #[arg(long, conflicts_with = "out")]
+    pub(super) json: bool,
 }
 
 /// What decides the bytes of the output.

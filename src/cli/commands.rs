@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::{Apply, Args, Command, Inspect, LogFormat, Merge, Plan, Recombine};
 use super::progress::{self, Display};
 use super::signals::Signals;
-use super::{Outcome, convert, diff, inspect, methods, output, plan, report, upkeep};
+use super::{Outcome, convert, diff, inspect, methods, output, pictures, plan, report, upkeep};
 use crate::checkpoint::{Adapter, Catalog, OpenOptions, is_adapter};
 use crate::engine::source;
 use crate::error::{Error, IoContext};
@@ -26,6 +26,7 @@ pub(super) fn run(args: &Args) -> Outcome {
         Command::Plan(plan) => run_plan(plan, &*display),
         Command::Inspect(inspect) => run_inspect(inspect, &*display),
         Command::Diff(args) => diff::run(args, &*display),
+        Command::Report(args) => pictures::run(args),
         Command::Methods(args) => output::data(&methods::list(args.json)),
         Command::Status(status) => upkeep::status(status),
         Command::Verify(verify) => upkeep::verify(verify, &*display),

@@ -9,6 +9,7 @@ pub(crate) mod fuzzing;
 mod inspect;
 mod methods;
 mod output;
+mod pictures;
 mod plan;
 mod progress;
 mod report;
