@@ -102,7 +102,7 @@ impl<'a> Worker<'a> {
         }
         let mut observer = self.observer.as_mut().filter(|_| stage.writes());
         if let Some(observer) = &mut observer {
-            observer.begin(tile.segment.sources.len() - usize::from(self.context.plan.has_base));
+            observer.begin(tile.segment.valued() - usize::from(self.context.plan.has_base));
         }
         for at in (0..tile.elements).step_by(block) {
             // A tile may be a whole tensor: too much to finish first.

@@ -100,8 +100,8 @@ fn open(plan: &Plan, saved: &[u8]) -> Option<Option<Open>> {
 }
 
 fn experts(plan: &Plan, segment: u32) -> Option<usize> {
-    let sources = plan.segments.get(segment as usize)?.sources.len();
-    sources.checked_sub(usize::from(plan.has_base))
+    let values = plan.segments.get(segment as usize)?.valued();
+    values.checked_sub(usize::from(plan.has_base))
 }
 
 /// Looks at what the records of a journal have left. Takes back those for which that is gone or damaged; returns the tensor that
@@ -187,7 +187,10 @@ fn row(plan: &Plan, open: &Open, scores: bool) -> TensorRow {
     let tensor = &plan.tensors[segment.tensor as usize];
     let stats = &open.seen.stats;
     let before = usize::from(plan.has_base);
-    let models = segment.sources.iter().skip(before).map(|s| s.checkpoint - before as u32);
+    let models = segment.sources[..segment.valued()]
+        .iter()
+        .skip(before)
+        .map(|s| s.checkpoint - before as u32);
     let models: Vec<u32> = models.collect();
     let all = models.iter().copied().eq(0..plan.experts().len() as u32);
     let magnitudes = (0..stats.rows()).map(|row| {

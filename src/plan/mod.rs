@@ -612,7 +612,7 @@ fn demand(
         }
     };
     let seen = means.statistics.then(|| {
-        let meet = segments.iter().map(|s| s.sources.len()).max().unwrap_or(0) as u64;
+        let meet = segments.iter().map(Segment::valued).max().unwrap_or(0) as u64;
         [seen::worker_bytes(meet, block), seen::common_bytes(meet)]
     });
     let [seen, told] = seen.unwrap_or_default();
