@@ -22,6 +22,7 @@ FIXTURES = os.path.join(ROOT, "fixtures")
 sys.path[:0] = [HERE, FIXTURES]
 import live_family  # noqa: E402
 import lora  # noqa: E402
+import tokens  # noqa: E402
 from mergekit.config import MergeConfiguration  # noqa: E402
 from mergekit.io.tasks import LoaderCache  # noqa: E402
 from mergekit.merge import run_merge  # noqa: E402
@@ -180,6 +181,14 @@ def alike(ours, theirs, base):
     return f"alike: {share[0]:.2%} and {share[1]:.2%} changed, by {change[0]:.4g} and {change[1]:.4g}"
 
 
+def others(work, reflow):
+    """(name, whether reflow agrees, words) of what is no recipe of this directory."""
+    for name, passed, words in lora.check(work, reflow, load):
+        yield f"lora-{name}", passed, words
+    for name, passed, words in tokens.check(work, FIXTURES, reflow, with_mergekit, load):
+        yield f"tokens-{name}", passed, words
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--strict", action="store_true")
@@ -210,10 +219,10 @@ def main():
                 verdict, words = "failed", str(difference)
             counts[verdict] += 1
             print(f"{name:28} {verdict:8} {words}", flush=True)
-        for name, passed, words in [] if arguments.recipes else lora.check(work, partial(with_reflow, reflow), load):
+        for name, passed, words in [] if arguments.recipes else others(work, partial(with_reflow, reflow)):
             verdict = "passed" if passed else "failed"
             counts[verdict] += 1
-            print(f"{'lora-' + name:28} {verdict:8} {words}", flush=True)
+            print(f"{name:28} {verdict:8} {words}", flush=True)
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return 1 if counts["failed"] or (arguments.strict and counts["not yet"]) else 0
 
