@@ -214,6 +214,9 @@ kernels! {
     /// The sum of the products of two rows of up to [`moments::DOT_MOST`] elements, in two exact parts.
     fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] = moments::dot;
 
+    /// The sum of the magnitudes of a row of up to [`moments::DOT_MOST`] elements, in two exact parts: `dot` of them and ones.
+    fn magnitude_sum(x: &[f32], top: i32) -> [i64; 2] = moments::magnitude_sum;
+
     /// The sum of the products of two rows, in doubles. Finite if the values are.
     fn product_sum(x: &[f32], y: &[f32]) -> f64 = products::product_sum;
 

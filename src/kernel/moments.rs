@@ -22,35 +22,83 @@ pub(crate) fn power_of_two(k: i32) -> f64 {
     f64::from_bits(((k + 1023) as u64) << 52)
 }
 
-/// The sum of x_k y_k, each product rounded to a multiple of 2^(40 (top - 1)), in two parts: multiples of
-/// 2^(40 top) and of 2^(40 (top - 1)), as integers.
+/// Partial sums side by side: additions take a few cycles, and there is no need to wait for each.
+const SUMS: usize = 32;
+
+/// Adds terms, each rounded to a multiple of 2^(40 (top - 1)), in two parts: multiples of 2^(40 top) and of 2^(40 (top - 1)).
 ///
-/// Each product is exact in f64. Adding and subtracting 1.5 * 2^(52 + g) rounds it to a multiple of 2^g, ties
-/// to even. Every part is below 2^39 grid steps, so 4096 of them are summed without rounding, in any order.
-#[inline(always)]
-pub(super) fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] {
-    const LANES: usize = 8;
-    let (coarse, fine) = (GRID * top, GRID * (top - 1));
-    let (m_hi, m_lo) = (1.5 * power_of_two(52 + coarse), 1.5 * power_of_two(52 + fine));
-    let (mut hi, mut lo) = ([0f64; LANES], [0f64; LANES]);
-    let mut add = |k: usize, x: f32, y: f32| {
-        let product = f64::from(x) * f64::from(y);
-        let upper = (product + m_hi) - m_hi;
-        hi[k] += upper;
-        lo[k] += ((product - upper) + m_lo) - m_lo;
-    };
-    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let rest = xs.remainder().iter().zip(ys.remainder());
-    for (k, (&x, &y)) in rest.enumerate() {
-        add(k, x, y);
+/// Adding and subtracting 1.5 * 2^(52 + g) rounds a term to a multiple of 2^g, ties to even. Every part is below 2^39 grid
+/// steps, so 4096 of them are summed without rounding, in any order.
+struct Grids {
+    hi: [f64; SUMS],
+    lo: [f64; SUMS],
+    top: i32,
+}
+
+impl Grids {
+    #[inline(always)]
+    fn new(top: i32) -> Self {
+        Self { hi: [0.0; SUMS], lo: [0.0; SUMS], top }
     }
-    for (x, y) in xs.zip(ys) {
-        for k in 0..LANES {
-            add(k, x[k], y[k]);
+
+    #[inline(always)]
+    fn add(&mut self, terms: &[f64; SUMS]) {
+        let (coarse, fine) = (GRID * self.top, GRID * (self.top - 1));
+        let (m_hi, m_lo) = (1.5 * power_of_two(52 + coarse), 1.5 * power_of_two(52 + fine));
+        for ((hi, lo), &term) in self.hi.iter_mut().zip(&mut self.lo).zip(terms) {
+            let upper = (term + m_hi) - m_hi;
+            *hi += upper;
+            *lo += ((term - upper) + m_lo) - m_lo;
         }
     }
-    let (hi, lo): (f64, f64) = (hi.iter().sum(), lo.iter().sum());
-    [(hi * power_of_two(-coarse)) as i64, (lo * power_of_two(-fine)) as i64]
+
+    /// Both parts, as integers.
+    #[inline(always)]
+    fn finish(&self) -> [i64; 2] {
+        let (hi, lo): (f64, f64) = (self.hi.iter().sum(), self.lo.iter().sum());
+        let (coarse, fine) = (GRID * self.top, GRID * (self.top - 1));
+        [(hi * power_of_two(-coarse)) as i64, (lo * power_of_two(-fine)) as i64]
+    }
+}
+
+/// The sum of x_k y_k, rounded and in two parts: see [`Grids`]. Each product is exact in f64.
+#[inline(always)]
+pub(super) fn dot(x: &[f32], y: &[f32], top: i32) -> [i64; 2] {
+    let mut grids = Grids::new(top);
+    let ((xs, x), (ys, y)) = (x.as_chunks::<SUMS>(), y.as_chunks::<SUMS>());
+    let mut terms = [0.0; SUMS];
+    for (x, y) in xs.iter().zip(ys) {
+        for ((term, &x), &y) in terms.iter_mut().zip(x).zip(y) {
+            *term = f64::from(x) * f64::from(y);
+        }
+        grids.add(&terms);
+    }
+    terms = [0.0; SUMS];
+    for ((term, &x), &y) in terms.iter_mut().zip(x).zip(y) {
+        *term = f64::from(x) * f64::from(y);
+    }
+    grids.add(&terms);
+    grids.finish()
+}
+
+/// The sum of |x_k|: `dot` with nothing but ones.
+#[inline(always)]
+pub(super) fn magnitude_sum(x: &[f32], top: i32) -> [i64; 2] {
+    let mut grids = Grids::new(top);
+    let (xs, x) = x.as_chunks::<SUMS>();
+    let mut terms = [0.0; SUMS];
+    for x in xs {
+        for (term, &x) in terms.iter_mut().zip(x) {
+            *term = f64::from(x.abs());
+        }
+        grids.add(&terms);
+    }
+    terms = [0.0; SUMS];
+    for (term, &x) in terms.iter_mut().zip(x) {
+        *term = f64::from(x.abs());
+    }
+    grids.add(&terms);
+    grids.finish()
 }
 
 /// Over the columns of equally long rows: in how many at least two values are not zero, and in how many both

@@ -32,30 +32,36 @@ pub(super) fn uniforms(key: [u32; 2], first: u64, out: &mut [f32]) {
 fn group(key: [u32; 2], number: u64) -> [u32; GROUP] {
     let mut words = [0; GROUP];
     for start in (0..COUNTERS).step_by(LANES) {
-        let mut x = [[0u32; LANES]; 4];
+        let mut x = [[0u64; LANES]; 4];
         let [low, high, ..] = &mut x;
         let counters = number * COUNTERS as u64 + start as u64..;
         for ((low, high), counter) in low.iter_mut().zip(high).zip(counters) {
-            (*low, *high) = (counter as u32, (counter >> 32) as u32);
+            (*low, *high) = (counter & WORD, counter >> 32);
         }
         philox(&mut x, key);
         for (word, x) in x.iter().enumerate() {
-            words[word * COUNTERS + start..][..LANES].copy_from_slice(x);
+            for (word, &x) in words[word * COUNTERS + start..][..LANES].iter_mut().zip(x) {
+                *word = x as u32;
+            }
         }
     }
     words
 }
 
-/// Philox4x32-10 on counters side by side.
+/// The bits of a word.
+const WORD: u64 = u32::MAX as u64;
+
+/// Philox4x32-10 on counters side by side. Words lie in 64 bits, as the products of two do: no vector instruction multiplies
+/// words that lie next to each other into those.
 #[inline(always)]
-fn philox<const N: usize>(x: &mut [[u32; N]; 4], [mut k0, mut k1]: [u32; 2]) {
+fn philox<const N: usize>(x: &mut [[u64; N]; 4], [mut k0, mut k1]: [u32; 2]) {
     let [x0, x1, x2, x3] = x;
     for _ in 0..10 {
         for lane in 0..N {
-            let a = u64::from(x0[lane]) * 0xd251_1f53;
-            let b = u64::from(x2[lane]) * 0xcd9e_8d57;
-            let (y0, y2) = ((b >> 32) as u32 ^ x1[lane] ^ k0, (a >> 32) as u32 ^ x3[lane] ^ k1);
-            (x0[lane], x1[lane], x2[lane], x3[lane]) = (y0, b as u32, y2, a as u32);
+            let a = (x0[lane] & WORD) * 0xd251_1f53;
+            let b = (x2[lane] & WORD) * 0xcd9e_8d57;
+            let (y0, y2) = (b >> 32 ^ x1[lane] ^ u64::from(k0), a >> 32 ^ x3[lane] ^ u64::from(k1));
+            (x0[lane], x1[lane], x2[lane], x3[lane]) = (y0, b & WORD, y2, a & WORD);
         }
         k0 = k0.wrapping_add(0x9e37_79b9);
         k1 = k1.wrapping_add(0xbb67_ae85);
@@ -95,9 +101,9 @@ mod tests {
                 [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
             ),
         ] {
-            let mut x: [[u32; 1]; 4] = counter.map(|word| [word]);
+            let mut x = counter.map(|word: u32| [u64::from(word)]);
             philox(&mut x, key);
-            assert_eq!(x.map(|[word]| word), expected);
+            assert_eq!(x.map(|[word]| word), expected.map(|word: u32| u64::from(word)));
         }
     }
 
@@ -125,7 +131,7 @@ mod tests {
                 }
             }
         }
-        let word = |counter: u32, word: usize| {
+        let word = |counter: u64, word: usize| {
             let mut x = [[counter], [0], [0], [0]];
             philox(&mut x, key);
             (x[word][0] >> 8) as f32 / (1 << 24) as f32

@@ -11,18 +11,39 @@ pub(super) fn variances(rows: &[&[f32]], out: &mut [f32]) {
     for (at, out) in (0..).step_by(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
         let len = out.len();
         let (mut mean, mut square) = ([0f64; COLUMNS], [0f64; COLUMNS]);
-        for (count, row) in (1..).zip(rows) {
-            let count = f64::from(count);
-            let columns = mean[..len].iter_mut().zip(&mut square[..len]).zip(&row[at..at + len]);
-            for ((mean, square), &x) in columns {
-                let delta = f64::from(x) - *mean;
-                *mean += delta / count;
-                *square += delta * (f64::from(x) - *mean);
+        for (count, row) in (1u32..).zip(rows) {
+            let (mean, square, row) = (&mut mean[..len], &mut square[..len], &row[at..at + len]);
+            let divisor = f64::from(count);
+            if count.is_power_of_two() {
+                // The same bits without a division.
+                take_in(mean, square, row, Share::Times(1.0 / divisor));
+            } else {
+                take_in(mean, square, row, Share::Over(divisor));
             }
         }
         for (out, square) in out.iter_mut().zip(&square[..len]) {
             *out = (square / number) as f32;
         }
+    }
+}
+
+/// What a value weighs in the mean of it and those before it.
+#[derive(Clone, Copy)]
+enum Share {
+    Times(f64),
+    Over(f64),
+}
+
+/// Takes one value more in each column into mean and sum of squares.
+#[inline(always)]
+fn take_in(mean: &mut [f64], square: &mut [f64], row: &[f32], share: Share) {
+    for ((mean, square), &x) in mean.iter_mut().zip(square).zip(row) {
+        let delta = f64::from(x) - *mean;
+        *mean += match share {
+            Share::Times(factor) => delta * factor,
+            Share::Over(count) => delta / count,
+        };
+        *square += delta * (f64::from(x) - *mean);
     }
 }
 

@@ -38,6 +38,19 @@ impl DotSum {
         self.merge(sum);
     }
 
+    /// Adds the magnitudes of a row of finite values, the largest of which is `largest`: products of them and ones.
+    pub fn add_magnitudes(&mut self, kernels: &Kernels, x: &[f32], largest: f32) {
+        let mut sum = Self { largest: (largest, 1.0), hi: 0, lo: 0 };
+        if largest > 0.0 {
+            for x in x.chunks(DOT_MOST) {
+                let [hi, lo] = kernels.magnitude_sum(x, sum.top());
+                sum.hi += i128::from(hi);
+                sum.lo += i128::from(lo);
+            }
+        }
+        self.merge(sum);
+    }
+
     /// Adds the terms of `other`.
     pub fn merge(&mut self, other: Self) {
         let largest = (self.largest.0.max(other.largest.0), self.largest.1.max(other.largest.1));

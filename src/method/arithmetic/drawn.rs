@@ -127,48 +127,67 @@ fn rank_rows(
 #[derive(Default)]
 struct Ranks {
     found: Vec<u32>,
-    pairs: Vec<(u32, u32)>,
-    other: Vec<(u32, u32)>,
+    /// Keys above places.
+    pairs: Vec<u64>,
+    other: Vec<u64>,
 }
 
 impl Ranks {
     /// Finds the rank of each value from the smallest magnitude, equal ones in their order.
     fn rank(&mut self, values: &[f32]) {
         let Self { found, pairs, other } = self;
-        let keys = values.iter().map(|value| value.to_bits() & 0x7fff_ffff);
+        let pair =
+            |(place, value): (u64, &f32)| u64::from(value.to_bits() & 0x7fff_ffff) << 32 | place;
         pairs.clear();
-        pairs.extend(keys.zip(0..));
+        pairs.extend((0..).zip(values).map(pair));
         if values.len() < 512 {
             // Pairs are distinct, so this is as good as a stable sort.
             pairs.sort_unstable();
         } else {
-            other.resize(values.len(), (0, 0));
-            // 31 bits in three passes.
-            for shift in [0, 11, 22] {
-                scatter(pairs, other, shift);
-                std::mem::swap(pairs, other);
-            }
+            sort(pairs, other);
         }
         found.resize(values.len(), 0);
-        for (rank, &(_, place)) in (0..).zip(&*pairs) {
-            found[place as usize] = rank;
+        for (rank, &pair) in (0..).zip(&*pairs) {
+            found[pair as u32 as usize] = rank;
         }
     }
 }
 
-/// Sorts by 11 bits of the keys, equal ones in their order.
-fn scatter(from: &[(u32, u32)], to: &mut [(u32, u32)], shift: u32) {
-    let mut starts = [0u32; 1 << 11];
-    let digit = |key: u32| (key >> shift & 0x7ff) as usize;
-    from.iter().for_each(|&(key, _)| starts[digit(key)] += 1);
-    let mut sum = 0;
-    for start in &mut starts {
-        (*start, sum) = (sum, sum + *start);
+/// Bits of a digit that is sorted by, and how many digits a key of 31 bits has.
+const DIGIT: u32 = 8;
+const DIGITS: usize = 4;
+
+/// The so-manieth digit of the key.
+#[inline(always)]
+fn digit(pair: u64, number: usize) -> usize {
+    (pair >> (32 + DIGIT * number as u32)) as usize & ((1 << DIGIT) - 1)
+}
+
+/// Sorts by the keys, equal ones in their order: digit by digit, the lowest first, but for those in which all keys agree.
+/// Task vectors of half-width floats have few significant bits.
+fn sort(pairs: &mut Vec<u64>, other: &mut Vec<u64>) {
+    let mut counts = [[0u32; 1 << DIGIT]; DIGITS];
+    for &pair in &*pairs {
+        for (number, counts) in counts.iter_mut().enumerate() {
+            counts[digit(pair, number)] += 1;
+        }
     }
-    for &pair in from {
-        let start = &mut starts[digit(pair.0)];
-        to[*start as usize] = pair;
-        *start += 1;
+    other.resize(pairs.len(), 0);
+    for (number, starts) in counts.iter_mut().enumerate() {
+        let Some(&first) = pairs.first() else { return };
+        if starts[digit(first, number)] as usize == pairs.len() {
+            continue;
+        }
+        let mut sum = 0;
+        for start in &mut *starts {
+            (*start, sum) = (sum, sum + *start);
+        }
+        for &pair in &*pairs {
+            let start = &mut starts[digit(pair, number)];
+            other[*start as usize] = pair;
+            *start += 1;
+        }
+        std::mem::swap(pairs, other);
     }
 }
 

@@ -83,8 +83,6 @@ struct SumState {
     /// Of each expert: all, kept.
     sums: Vec<[DotSum; 2]>,
     kept: Vec<f32>,
-    absolute: Vec<f32>,
-    ones: Vec<f32>,
     space: Space,
 }
 
@@ -97,25 +95,21 @@ impl Stage for Sums {
 
     fn empty(&self) -> SumState {
         let sums = vec![[DotSum::default(); 2]; self.keeps.len()];
-        let (kept, absolute, ones) = (Vec::new(), Vec::new(), Vec::new());
-        SumState { sums, kept, absolute, ones, space: Space::default() }
+        SumState { sums, kept: Vec::new(), space: Space::default() }
     }
 
     fn add(&self, state: &mut SumState, block: &Block<'_>, _out: &mut [f32]) {
-        let (kernels, len) = (self.course.kernels, block.len());
-        let SumState { sums, kept, absolute, ones, space } = state;
-        kept.resize(len, 0.0);
-        absolute.resize(len, 0.0);
-        ones.resize(len, 1.0);
+        let kernels = self.course.kernels;
+        let SumState { sums, kept, space } = state;
+        kept.resize(block.len(), 0.0);
         for ((keep, sums), row) in self.keeps.iter().zip(sums).zip(block.rows) {
             if matches!(keep, Keep::All) {
                 continue;
             }
             let kept = keep.apply(&self.course, block, row, space, kept);
             for (sum, row) in sums.iter_mut().zip([row, kept]) {
-                kernels.absolute(row, absolute);
                 let largest = keys::magnitude(kernels.max_magnitude_bits(row));
-                sum.add(kernels, (absolute, ones), (largest, 1.0));
+                sum.add_magnitudes(kernels, row, largest);
             }
         }
     }
