@@ -13,14 +13,14 @@ const LEFT: f64 = 76.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 56.0;
 const HEIGHT: f64 = 260.0;
-const GAP: f64 = 62.0;
+const GAP: f64 = 84.0;
 /// Experts that have a row of marks of their own.
 const EXPERTS: usize = 8;
 const COLOURS: [&str; EXPERTS] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#7f7f7f"];
 
 const STYLE: &str = "\
-svg { font: 13px system-ui, sans-serif; color: #1b1b1b; } .page { fill: #ffffff; }
+svg { font: 13px system-ui, sans-serif; color: #1b1b1b; max-width: 100%; height: auto; } .page { fill: #ffffff; }
 text { fill: currentColor; } .soft { opacity: .72; } .title { font-size: 16px; font-weight: 600; }
 .grid { stroke: currentColor; opacity: .16; } .axis { stroke: currentColor; opacity: .55; }
 .trial { fill: #0072b2; } .best { stroke: #d55e00; stroke-width: 2; fill: none; }
@@ -176,6 +176,12 @@ fn experts(found: &Found, top: f64, svg: &mut String) {
     let all = found.trials.iter().flat_map(|trial| trial.point.lambdas.iter().copied());
     let frame = Frame::new(top, found.trials.len(), all);
     frame.draw("lambda of each expert", svg);
+    let x = frame.x(found.best.saturating_sub(1));
+    let _infallible = writeln!(
+        svg,
+        "<path class=\"best\" stroke-dasharray=\"2 4\" d=\"M{x:.1} {top}V{:.1}\"><title>the best trial</title></path>",
+        top + HEIGHT
+    );
     for (expert, colour) in COLOURS.into_iter().enumerate().take(count) {
         for (k, trial) in found.trials.iter().enumerate() {
             let Some(&lambda) = trial.point.lambdas.get(expert) else { continue };
@@ -274,7 +280,7 @@ mod tests {
             trial(Outcome::Score(0.75), 1.2),
         ];
         let svg = draw(&found(trials, 3));
-        assert_eq!(svg.matches("<title>").count(), 3);
+        assert_eq!(svg.matches("<title>").count(), 4);
         assert_eq!(svg.matches("class=\"star\"").count(), 1);
         assert_eq!(svg.matches("class=\"fail\"").count(), 1);
         assert!(

@@ -111,6 +111,7 @@ LOOK = """(() => {
     broken: all('a[href^="#"]').filter(a => !document.getElementById(a.getAttribute('href').slice(1))).length,
     numbers: all('svg.heat g text').length,
     colourless: all('svg.heat g rect').filter(e => getComputedStyle(e).fill == 'rgb(0, 0, 0)').length,
+    root: box.getBoundingClientRect().width,
     height: Math.ceil(box.scrollHeight),
   };
 })()"""
@@ -146,8 +147,10 @@ def look(browser, page, width, mobile, scheme, shots):
             wrong.append(f"console: {params['entry']['level']}: {params['entry']['text']}")
     if found["scheme"] != scheme:
         wrong.append(f"the scheme is {found['scheme']}")
-    svg = page.suffix == ".svg"
-    if not svg:
+    if page.suffix == ".svg":
+        if found["root"] > width + 1:
+            wrong.append(f"it is {found['root']} px wide")
+    else:
         dark = sum(int(part) for part in found["page"].strip("rgba()").split(",")[:3]) < 3 * 128
         if dark != (scheme == "dark"):
             wrong.append(f"the page is {found['page']}")

@@ -27,7 +27,7 @@ trap 'rm -rf "$work"' EXIT
 llama=fixtures/llama
 experts=(--expert $llama/expert1 --expert $llama/expert2 --expert $llama/expert3)
 "$reflow" merge --base $llama/base "${experts[@]}" --statistics --out "$work/pcb" -q > /dev/null
-"$reflow" merge --method linear "${experts[@]/%/=1}" --statistics --out "$work/linear" -q > /dev/null
+"$reflow" merge --method linear "${experts[@]}" --param weight=1 --statistics --out "$work/linear" -q > /dev/null
 python3 tests/browser/synthetic.py "$work/large" 80 16
 python3 tests/browser/synthetic.py "$work/single" 3 1
 pages=()

@@ -7,8 +7,17 @@ use super::heat::{Cell, Heat, legend};
 use super::palette::Scale;
 use super::{EXPERTS, Measure, Page, joined, layer_name, note, of_stack, percent, short};
 use crate::human::count;
-use crate::markup::escape;
+use crate::markup::{escape, shorten};
 use crate::report::{ExpertNumbers, Numbers};
+
+/// The end of a row's tag and its text; all of it only where a pointer rests if it is very long.
+fn header(name: &str) -> String {
+    const LONG: usize = 60;
+    match name.chars().count() {
+        0..=LONG => format!(">{}", escape(name)),
+        _ => format!(" title=\"{}\">{}", escape(name), escape(&shorten(name, LONG))),
+    }
+}
 
 impl Page<'_> {
     pub(super) fn experts(&mut self) {
@@ -42,7 +51,7 @@ impl Page<'_> {
             None => "\u{2013}".to_owned(),
         };
         for (name, it) in self.figures.experts.iter().zip(&self.figures.total.experts) {
-            let _infallible = write!(rows, "<tr><th scope=\"row\">{}</th>", escape(name));
+            let _infallible = write!(rows, "<tr><th scope=\"row\"{}</th>", header(name));
             let mut cell = |text: String| {
                 let _infallible = write!(rows, "<td>{text}</td>");
             };
