@@ -147,16 +147,13 @@ impl<'a> Rules<'a> {
         path: &Path,
     ) -> Result<(), CheckpointError> {
         let here = self.asked.iter().zip(&self.models).filter(|(_, at)| **at == Some(checkpoint));
+        let row_of = |token: &'a String| own.ids.get(token).map(|&id| u64::from(id)).ok_or(token);
         for (&(number, rule), _) in here {
             let found = match &rule.row {
-                Some(TokenRow::Own(_)) => own.ids.get(&rule.token).copied().ok_or(&rule.token),
-                Some(TokenRow::Other(_, OtherToken::Text(other))) => {
-                    own.ids.get(other).copied().ok_or(other)
-                }
+                Some(TokenRow::Own(_)) => row_of(&rule.token),
+                Some(TokenRow::Other(_, OtherToken::Text(other))) => row_of(other),
                 // Whether there is such a row is seen where the tables are.
-                Some(TokenRow::Other(_, OtherToken::Id(id))) => {
-                    Ok(u32::try_from(*id).unwrap_or(u32::MAX))
-                }
+                Some(TokenRow::Other(_, OtherToken::Id(id))) => Ok(*id),
                 Some(TokenRow::Zero) | None => continue,
             };
             let row = found.map_err(|token| CheckpointError::File {

@@ -31,7 +31,7 @@ pub struct Rule {
     /// The token, for messages.
     pub token: String,
     /// A checkpoint and the row there; zeros if none.
-    pub from: Option<(usize, u32)>,
+    pub from: Option<(usize, u64)>,
     /// Whether models that have the token take this row, too.
     pub force: bool,
 }
@@ -118,7 +118,7 @@ impl RowMap {
                 _ => has(own, row).map(|at| (own, at)),
             };
             let one = one.or_else(|| match rule {
-                Some(rule) => rule.from.and_then(|(of, at_row)| Some((at(of)?, u64::from(at_row)))),
+                Some(rule) => rule.from.and_then(|(of, at_row)| Some((at(of)?, at_row))),
                 None => base.and_then(|base| Some((base, has(base, row)?))),
             });
             if let Some((table, at_row)) = one {
@@ -144,6 +144,17 @@ impl RowMap {
     pub(super) fn moved(&self, own: usize) -> u64 {
         let stays = |run: &&Run| run.from[..] == [(own as u32, run.first)];
         self.runs.iter().filter(|run| !stays(run)).map(|run| run.rows).sum()
+    }
+
+    /// Rows of tokens that are zeros though nobody asked for that: none of the tables has them.
+    pub(super) fn lost(&self, vocabulary: &Vocabulary) -> usize {
+        let zeros = self.runs.iter().filter(|run| run.from.is_empty() && !run.mean);
+        let is_token = |row: u64| {
+            let ruled = u32::try_from(row).is_ok_and(|row| vocabulary.rules.contains_key(&row));
+            !ruled && (0..vocabulary.numbers.len()).any(|of| vocabulary.number(of, row).is_some())
+        };
+        let rows = zeros.flat_map(|run| run.first..run.first + run.rows);
+        rows.take_while(|&row| row < vocabulary.end()).filter(|&row| is_token(row)).count()
     }
 
     /// Whether some rows are means of all others.
@@ -280,7 +291,13 @@ mod tests {
             of(2, &vocabulary),
             vec![vec![(2, 0)], zero, vec![(2, 2)], three, none(), none()]
         );
-        assert!(!RowMap::new(&vocabulary, &tables, 1, 6, 4).has_mean());
+        let map = RowMap::new(&vocabulary, &tables, 1, 6, 4);
+        assert!(!map.has_mean());
+        assert_eq!(map.lost(&vocabulary), 0);
+        // Without its rule, d is in no table but x's.
+        let mut bare = vocabulary.clone();
+        let _rule = bare.rules.remove(&3);
+        assert_eq!(RowMap::new(&bare, &tables[..2], 1, 6, 4).lost(&bare), 1);
         vocabulary.rows = Some(6);
         let map = RowMap::new(&vocabulary, &tables, 1, 6, 4);
         let means: Vec<_> = map.runs.iter().filter(|run| run.mean).collect();

@@ -83,8 +83,16 @@ impl Matcher<'_> {
             }
         };
         let elements = rows * columns;
+        let made = source(donor);
+        let lost = made.rows.as_ref().map_or(0, |map| map.lost(vocabulary));
+        if lost > 0 {
+            found.warnings.push(format!(
+                "{}: {lost} of {rows} rows are zeros, those of tokens that none of the models it is made of has",
+                origin.name
+            ));
+        }
         if !merges {
-            let sources = vec![source(donor)];
+            let sources = vec![made];
             return Some(Part { action: Action::Convert, elements, sources, weights: 0 });
         }
         let sources: Vec<SourceRef> = own.iter().map(|own| source(own.unwrap_or(donor))).collect();
@@ -105,7 +113,7 @@ impl Matcher<'_> {
     fn cannot_follow(&self, rule: &Rule, tables: &[Table], origin: &Origin<'_>) -> Option<Problem> {
         let (checkpoint, row) = rule.from?;
         let text = match tables.iter().find(|table| table.checkpoint == checkpoint) {
-            Some(table) if u64::from(row) < table.rows => return None,
+            Some(table) if row < table.rows => return None,
             Some(table) => {
                 format!("the row for {:?} is number {row}, and it has {}", rule.token, table.rows)
             }

@@ -320,6 +320,16 @@ fn a_chat_template_is_a_name_or_a_text() {
 }
 
 #[test]
+fn a_tokenizer_without_a_source_is_told() {
+    let (_, warnings) = read(&format!("{SMALL}tokenizer: {{pad_to_multiple_of: 8}}\n")).unwrap();
+    assert!(warnings[0].contains("line 5") && warnings[0].contains("union"), "{warnings:?}");
+    assert_eq!(
+        read(&format!("{SMALL}tokenizer: {{source: union}}\n")).unwrap().1,
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn a_tokenizer_is_that_of_the_base_of_all_or_of_one_of_the_models() {
     for (text, source) in [
         ("tokenizer_source: base", TokenizerSource::Base),

@@ -417,6 +417,30 @@ fn words_of_other_vocabularies_join_a_union() {
 }
 
 #[test]
+fn tokens_that_no_model_of_a_table_has_are_told() {
+    let mut scene = Scene::new();
+    scene.model("base", &["a", "b"], &["<s>"], 0);
+    scene.model("x", &["a", "b"], &["<s>", "<x>"], 0);
+    let [base, x] = ["base", "x"].map(|name| scene.path(name).display().to_string());
+    // The embedding is the base's and the head is x's; <x> is x's.
+    let recipe = scene.path("recipe.yml");
+    let text = format!(
+        "merge_method: passthrough\ntokenizer_source: union\nslices:\n  \
+         - sources: [{{model: {base}, layer_range: [0, 1]}}]\n  - sources: [{{model: {x}, layer_range: [0, 1]}}]\n"
+    );
+    std::fs::write(&recipe, text).unwrap();
+    scene.merge(&recipe, "out", &[]).success().stderr(
+        contains("model.embed_tokens.weight: 1 of 4 rows are zeros, those of tokens that none")
+            .and(contains("lm_head.weight: 1 of 4 rows are zeros").not()),
+    );
+    let merged = scene.merged("out");
+    let (head, embedding) = (&merged[TABLES[0]], &merged[TABLES[1]]);
+    assert_eq!(embedding[3], [0.0; COLUMNS]);
+    assert_eq!(embedding[2], scene.row("base", TABLES[1], 2));
+    assert_eq!(head[3], scene.row("x", TABLES[0], 3));
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_by_name() {
     let mut scene = Scene::new();
     scene.model("base", &["a", "b", "c"], &["<s>"], 0);

@@ -35,8 +35,9 @@ impl Reader<'_> {
             [_, second, ..] => {
                 return Err(self.unsupported(
                     format!("{}: more than one entry in `modules`", second.at),
-                    "merge whole models under `models`, with filters for parameters that differ from part \
-                     to part",
+                    "list the models under `models`, which merges all parts of them, with filters where parameters \
+                     differ from part to part, e.g. [{filter: vision_tower, value: 0}, {value: 1}]; `slices` are about \
+                     the text model's layers, and the other parts follow its first slice",
                 ));
             }
         };

@@ -147,6 +147,12 @@ impl Reader<'_> {
         self.own_keys(&mut recipe, document)?;
         if let Some(tokenizer) = &document.tokenizer {
             recipe.tokenizer = Some(self.tokenizer(&recipe, tokenizer)?);
+            if !tokenizer.named {
+                let (path, at) = (self.path.display(), tokenizer.at);
+                self.warnings.push(format!(
+                    "{path}: {at}: `tokenizer` has no `source`: union, as in mergekit"
+                ));
+            }
         }
         recipe.chat_template = self.chat_template(document)?;
         if document.name.is_some() && !self.several {
