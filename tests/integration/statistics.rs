@@ -415,6 +415,32 @@ fn degenerate_models_have_statistics() {
         let of = |k: usize| row["products"][k].as_f64().unwrap();
         assert_eq!((of(0), of(0)), (of(2), of(5)));
     }
+    // What weighs elements is no expert; what makes no model has none.
+    let known = Checkpoint::default().with("model.norm.weight", Dtype::F32, &[23], &[0.5; 23]);
+    known.write(&dir.join("known"), 1);
+    let mut command = reflow();
+    command.current_dir(dir).args([
+        "merge",
+        "--method",
+        "fisher",
+        "--statistics",
+        "--out",
+        "fisher",
+    ]);
+    for expert in ["expert1", "expert2"] {
+        command.args(["--expert", expert, "--fisher", "known"]);
+    }
+    command.assert().success();
+    let found = statistics(&dir.join("fisher"));
+    assert_eq!(found["experts"], json!(["expert1", "expert2"]));
+    for row in found["tensors"].as_array().unwrap() {
+        assert_eq!((row["products"].as_array().unwrap().len(), row.get("models")), (6, None));
+    }
+    merge(dir, 2, &dir.join("emr"))
+        .args(["--method", "emr", "--statistics"])
+        .assert()
+        .code(2)
+        .stderr(contains("emr makes no model"));
     // Values that are not finite count as zero.
     let holes = Checkpoint::default().with("w", Dtype::F32, &[3], &[1.0, f32::NAN, 2.0]);
     holes.write(&dir.join("holes"), 1);
