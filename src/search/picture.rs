@@ -20,13 +20,13 @@ const COLOURS: [&str; EXPERTS] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d1f", "#7f7f7f"];
 
 const STYLE: &str = "\
-svg { font: 13px system-ui, sans-serif; color: #1b1b1b; max-width: 100%; height: auto; } .page { fill: #ffffff; }
+svg { font: 13px system-ui, sans-serif; color: #1b1b1b; background: #ffffff; }
 text { fill: currentColor; } .soft { opacity: .72; } .title { font-size: 16px; font-weight: 600; }
 .grid { stroke: currentColor; opacity: .16; } .axis { stroke: currentColor; opacity: .55; }
 .trial { fill: #0072b2; } .best { stroke: #d55e00; stroke-width: 2; fill: none; }
 .star { fill: #d55e00; } .fail { stroke: currentColor; stroke-width: 1.6; opacity: .75; }
 @media (prefers-color-scheme: dark) {
- svg { color: #e8e6e3; } .page { fill: #16181b; } .trial { fill: #56b4e9; } .best { stroke: #e69f00; } .star { fill: #e69f00; }
+ svg { color: #e8e6e3; background: #16181b; } .trial { fill: #56b4e9; } .best { stroke: #e69f00; } .star { fill: #e69f00; }
 }
 ";
 
@@ -35,9 +35,8 @@ pub(super) fn draw(found: &Found) -> String {
     let lambdas = found.trials.iter().all(|trial| !trial.point.lambdas.is_empty());
     let height = TOP + HEIGHT + GAP + if lambdas { HEIGHT + GAP } else { 0.0 };
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
-         height=\"{height}\" role=\"img\" aria-label=\"Scores of {} trials\">\n<style>\n{STYLE}</style>\n\
-         <rect class=\"page\" width=\"100%\" height=\"100%\"/>\n",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"100%\" \
+         height=\"{height}\" preserveAspectRatio=\"xMinYMin meet\" role=\"img\" aria-label=\"Scores of {} trials\">\n<style>\n{STYLE}</style>\n",
         found.trials.len()
     );
     scores(found, &mut svg);

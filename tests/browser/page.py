@@ -124,6 +124,8 @@ def look(browser, page, width, mobile, scheme, shots):
     for domain in ["Page", "Runtime", "Log", "Network"]:
         browser.call(f"{domain}.enable", session)
     height = 844 if mobile else 900
+    # Phones lay a picture out as on a desk, and show it smaller; in a narrow window it has to fit.
+    mobile = mobile and page.suffix != ".svg"
     browser.call("Emulation.setDeviceMetricsOverride", session, width=width, height=height, deviceScaleFactor=1, mobile=mobile)
     media = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.call("Emulation.setEmulatedMedia", session, features=media)
@@ -167,7 +169,7 @@ def look(browser, page, width, mobile, scheme, shots):
     if shots:
         clip = {"x": 0, "y": 0, "width": width, "height": min(found["height"], 15000), "scale": 1}
         shot = browser.call("Page.captureScreenshot", session, format="png", clip=clip, captureBeyondViewport=True)
-        name = f"{page.stem}-{'phone' if mobile else 'desk'}-{scheme}.png"
+        name = f"{page.stem}-{width}-{scheme}.png"
         pathlib.Path(shots, name).write_bytes(base64.b64decode(shot["data"]))
     browser.call("Target.closeTarget", targetId=target)
     return wrong
