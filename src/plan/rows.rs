@@ -297,7 +297,10 @@ mod tests {
         // Without its rule, d is in no table but x's.
         let mut bare = vocabulary.clone();
         let _rule = bare.rules.remove(&3);
-        assert_eq!(RowMap::new(&bare, &tables[..2], 1, 6, 4).lost(&bare), 1);
+        let narrow = [table(0, 3), table(1, 3)];
+        assert_eq!(RowMap::new(&bare, &narrow, 1, 6, 4).lost(&bare), 1);
+        // A row of padding stays as it is.
+        assert_eq!(RowMap::new(&bare, &tables[..2], 1, 6, 4).lost(&bare), 0);
         vocabulary.rows = Some(6);
         let map = RowMap::new(&vocabulary, &tables, 1, 6, 4);
         let means: Vec<_> = map.runs.iter().filter(|run| run.mean).collect();
