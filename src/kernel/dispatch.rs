@@ -10,7 +10,8 @@ use super::dtype::{self, Float};
 use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{
-    blend, divergence, keys, math, mean, moments, pack, products, ram, random, sce, thin, ties,
+    blend, dense, divergence, keys, math, mean, moments, pack, products, ram, random, sce, thin,
+    ties,
 };
 
 /// An instruction set that kernels are compiled for.
@@ -178,6 +179,23 @@ kernels! {
 
     /// `out` = the mean of rows by `factors`, in doubles.
     fn plain_mean(rows: &[&[f32]], factors: &[f64], out: &mut [f32]) = mean::plain_mean;
+
+    /// Adds to `sums` what rows `first..` of a symmetric matrix and their mirror image give with each of `vectors`, looking
+    /// at the lower triangle only: see [`dense`].
+    fn add_symmetric(rows: &[f64], first: usize, width: usize, vectors: &[f32], sums: &mut [f64])
+        = dense::add_symmetric;
+
+    /// Makes the packed rows `begin..end` of a matrix its Cholesky factor's; returns the first row whose pivot is not above
+    /// `least` of it.
+    fn factor_panel(panel: &mut [f64], begin: usize, end: usize, least: &[f64]) -> Option<usize>
+        = dense::factor_panel;
+
+    /// Makes elements `columns` of the packed rows `run`, below the panel of that number, those of the factor.
+    fn factor_rows(rows: &mut [f64], run: (usize, usize), panel: &[f64], columns: (usize, usize))
+        = dense::factor_rows;
+
+    /// Solves for each of `sums`, rows of `width` elements, with the packed factor of the matrix.
+    fn substitute(factor: &[f64], width: usize, sums: &mut [f64]) = dense::substitute;
 
     /// Whether some value is below zero.
     fn any_negative(values: &[f32]) -> bool = mean::any_negative;

@@ -7,6 +7,7 @@
 
 mod blend;
 pub mod bracket;
+pub mod dense;
 mod dispatch;
 mod divergence;
 pub mod dtype;
