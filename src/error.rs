@@ -194,7 +194,7 @@ fn engine_code(error: &EngineError) -> u8 {
         EngineError::Components { .. }
         | EngineError::Method { error: MethodError::Lost(_), .. } => 8,
         EngineError::NonFinite { .. }
-        | EngineError::Weight { .. }
+        | EngineError::Measured { .. }
         | EngineError::Overflow { .. }
         | EngineError::CopiesDiffer { .. }
         | EngineError::Method { .. } => 3,

@@ -338,6 +338,9 @@ pub(super) struct RecipeFlags {
     /// Fisher information of an expert, a checkpoint of its own; repeat, in the experts' order (fisher)
     #[arg(long, value_name = "PATH")]
     pub(super) fisher: Vec<PathBuf>,
+    /// Gram matrices of an expert, a checkpoint of its own; repeat, in the experts' order (regmean)
+    #[arg(long, value_name = "PATH")]
+    pub(super) gram: Vec<PathBuf>,
     /// Seed of methods that draw random numbers [default: 0]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,

@@ -44,7 +44,8 @@ fn from_flags(args: &RecipeArgs) -> Result<Recipe, RecipeError> {
         let given = Coefficients::at(path, flags.coefficients_order.clone());
         recipe.coefficients = Some(given.read(recipe.models.len())?);
     }
-    recipe.take_evidence([("fisher", flags.fisher.clone())]).map_err(flag)?;
+    let evidence = [("fisher", flags.fisher.clone()), ("gram", flags.gram.clone())];
+    recipe.take_evidence(evidence).map_err(flag)?;
     recipe.seed = flags.seed.unwrap_or(0);
     if let Some(scope) = flags.scope {
         recipe.scope = scope;

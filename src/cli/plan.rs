@@ -82,7 +82,7 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     line(
         "",
         format!(
-            "{} for {} tiles of {} elements, {}{} for statistics ({}), {} for writing, {} for \
+            "{} for {} tiles of {} elements, {}{}{} for statistics ({}), {} for writing, {} for \
              program and headers",
             bytes(memory.input_bytes + memory.output_bytes),
             memory.tiles,
@@ -90,6 +90,10 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
             match memory.adapter_bytes {
                 0 => String::new(),
                 adapters => format!("{} for adapters, ", bytes(adapters)),
+            },
+            match memory.solve_bytes {
+                0 => String::new(),
+                solve => format!("{} for solving, ", bytes(solve)),
             },
             bytes(memory.fold_bytes),
             workers(memory.workers),

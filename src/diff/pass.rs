@@ -105,6 +105,7 @@ impl Pass<'_> {
             mode,
             inputs,
             low_rank: crate::plan::low_rank::Need::default(),
+            solve: crate::plan::solve::Need::default(),
             input_bytes: widths.map(Float::size).max().unwrap_or(1) as u64,
             output_bytes: 0,
             // Rows of a block, and what two tiles have come to.

@@ -8,7 +8,7 @@ use crate::plan::Segment;
 use crate::recipe::NonFinite;
 
 /// Above this, and with the sign bit cleared, the bits of an `f32` are those of infinity or NaN.
-const INFINITY: u32 = 0x7f80_0000;
+pub(super) const INFINITY: u32 = 0x7f80_0000;
 
 /// Space for one decoded block of base and experts.
 pub(super) struct Decoder {
@@ -55,7 +55,7 @@ impl TileData<'_> {
     }
 
     /// The same, relative to the base. Returns the largest magnitude, as bits.
-    fn decode_minus_base(
+    pub(super) fn decode_minus_base(
         &self,
         kernels: &Kernels,
         i: usize,
@@ -88,7 +88,7 @@ impl Decoder {
     /// Decodes elements `at..at + len` of a tile and hands them to `work` as a block.
     ///
     /// # Errors
-    /// [`EngineError::NonFinite`], unless the recipe takes the base instead; [`EngineError::Weight`].
+    /// [`EngineError::NonFinite`], unless the recipe takes the base instead; [`EngineError::Measured`].
     pub(super) fn block<T>(
         &mut self,
         context: &Context<'_>,
@@ -198,16 +198,17 @@ impl Decoder {
         let segment = tile.segment;
         let from = &segment.sources[source];
         let element = tile.start + (at + k) as u64;
-        EngineError::Weight {
+        EngineError::Measured {
             file: context.plan.labels[from.checkpoint as usize].clone(),
             tensor: context.plan.tensors[segment.tensor as usize].name.to_string(),
             element: segment.first + element,
             offset: from.offset + element * from.float.size() as u64,
             value: row[k],
+            rule: "weights of elements are finite and not negative",
         }
     }
 
-    fn culprit(
+    pub(super) fn culprit(
         context: &Context<'_>,
         tile: &TileData<'_>,
         at: usize,

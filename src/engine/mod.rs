@@ -13,6 +13,7 @@ mod observe;
 mod pipeline;
 mod rows;
 pub mod sink;
+mod solve;
 pub mod source;
 mod worker;
 
@@ -79,12 +80,17 @@ pub enum Work<'a> {
         /// The units.
         units: &'a [u32],
     },
+    /// A unit that is one tensor, for which is solved.
+    Solve {
+        /// The unit.
+        unit: u32,
+    },
 }
 
 impl Work<'_> {
     fn writes(&self) -> bool {
         match self {
-            Work::Copies { .. } | Work::Whole { .. } => true,
+            Work::Copies { .. } | Work::Whole { .. } | Work::Solve { .. } => true,
             Work::Stage { stage, .. } => stage.writes(),
         }
     }
@@ -154,7 +160,10 @@ pub fn run(
     sources: Sources<'_>,
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
-    pipeline::run(context, work, sources, sink)
+    match work {
+        Work::Solve { unit } => solve::run(context, *unit, sources, sink),
+        _ => pipeline::run(context, work, sources, sink),
+    }
 }
 
 /// Why a pass failed.
@@ -183,12 +192,11 @@ pub enum EngineError {
         /// The value.
         value: f32,
     },
-    /// What stands beside a value cannot weigh it.
+    /// What was measured of a model is nothing that can be.
     #[error(
-        "{file}: tensor {tensor} has {value} at element {element} (file offset {offset}), and weights of elements are \
-         finite and not negative; gather it again"
+        "{file}: tensor {tensor} has {value} at element {element} (file offset {offset}), and {rule}; gather it again"
     )]
-    Weight {
+    Measured {
         /// Display name of the file.
         file: String,
         /// Name of the tensor.
@@ -199,6 +207,8 @@ pub enum EngineError {
         offset: u64,
         /// The value.
         value: f32,
+        /// What holds for such values.
+        rule: &'static str,
     },
     /// A merged value is too large for the output type.
     #[error(

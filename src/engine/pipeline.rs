@@ -127,7 +127,9 @@ pub(super) fn run(
             // What a worker has gathered from a part of a tile cannot be taken back.
             Work::Stage { .. } if cut => return Err(EngineError::Interrupted),
             Work::Stage { stage, .. } if !stage.writes() => issued,
-            Work::Stage { .. } | Work::Copies { .. } | Work::Whole { .. } => written,
+            Work::Stage { .. } | Work::Copies { .. } | Work::Whole { .. } | Work::Solve { .. } => {
+                written
+            }
         };
         Ok(combine(work, parts, done))
     })
@@ -382,7 +384,7 @@ impl Work<'_> {
     fn all(&self) -> Option<u64> {
         match self {
             Work::Stage { range, .. } => Some(range.end.saturating_sub(range.start)),
-            Work::Copies { .. } | Work::Whole { .. } => None,
+            Work::Copies { .. } | Work::Whole { .. } | Work::Solve { .. } => None,
         }
     }
 
@@ -396,6 +398,7 @@ impl Work<'_> {
             })
         };
         match self {
+            Work::Solve { .. } => Box::new(std::iter::empty()),
             Work::Copies { segments, range } => Box::new(in_sequence(segments, range.clone())),
             Work::Stage { unit, stage, range, .. } => {
                 let listed = plan.unit_segments(*unit);

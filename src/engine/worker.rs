@@ -33,7 +33,7 @@ impl<'a> Worker<'a> {
     pub(super) fn new(context: &'a Context<'a>, work: &'a Work<'a>) -> Self {
         let state = match work {
             Work::Stage { stage, .. } => Some(stage.empty()),
-            Work::Whole { .. } | Work::Copies { .. } => None,
+            Work::Whole { .. } | Work::Copies { .. } | Work::Solve { .. } => None,
         };
         Self {
             context,
@@ -82,7 +82,7 @@ impl<'a> Worker<'a> {
                 self.outcomes.push((unit, outcome));
                 Ok(())
             }
-            (Work::Whole { .. }, None) => Ok(()),
+            (Work::Whole { .. }, None) | (Work::Solve { .. }, _) => Ok(()),
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn open(recipe: &Recipe) -> Result<Inputs, Error> {
     let Some(evidence) = recipe.method.evidence else { return Ok(inputs) };
     let open = |path: &PathBuf| Catalog::open(path, options);
     let opened = recipe.evidence.iter().map(open).collect::<Result<_, _>>()?;
-    Ok(inputs.with_evidence(evidence.key(), opened, measured))
+    Ok(inputs.with_evidence(evidence, opened, measured))
 }
 
 /// Opens a model with its adapter, if it has one.

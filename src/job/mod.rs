@@ -71,7 +71,7 @@ use crate::engine::sink::{RealDisk, SinkError, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::{Method, Rebuilt, Weighted, registry};
+use crate::method::{Evidence, Method, Rebuilt, Weighted, registry};
 use crate::plan::tied::Tie;
 use crate::plan::{Beside, Inputs, Means, Mode, Plan, PlanSummary};
 use crate::progress::{Event, Progress, Silent};
@@ -144,6 +144,12 @@ impl Job {
         }
         if method.unifies() && settings.statistics {
             let reason = format!("{} makes no model that they could be about", recipe.method.name);
+            return Err(RecipeError::Value { key: "--statistics".to_owned(), reason }.into());
+        }
+        if recipe.method.evidence == Some(Evidence::Gram) && settings.statistics {
+            let reason =
+                "tensors that are solved for are not seen element by element; leave it out"
+                    .to_owned();
             return Err(RecipeError::Value { key: "--statistics".to_owned(), reason }.into());
         }
         let beside = if settings.components.is_some() || method.unifies() {

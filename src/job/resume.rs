@@ -183,12 +183,13 @@ pub(super) fn read(job: &Job, cursor: &Cursor) -> u64 {
     let mut bytes = part(&copied(plan), cursor.copied);
     for run in &plan.runs {
         bytes += match run {
-            Run::Copies(_) => 0,
             Run::Whole(units) => units
                 .iter()
                 .filter(|&&unit| unit < cursor.units)
                 .map(|&unit| plan.input_bytes(plan.unit_segments(unit)))
                 .sum(),
+            Run::Solved(unit) if *unit < cursor.units => plan.solve_bytes(*unit),
+            Run::Copies(_) | Run::Solved(_) => 0,
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
                 let view = plan.view(*unit);
@@ -220,7 +221,7 @@ pub(super) fn read(job: &Job, cursor: &Cursor) -> u64 {
 fn copied(plan: &Plan) -> Vec<u32> {
     let copied = |run: &Run| match run {
         Run::Copies(segments) => Some(segments.clone()),
-        Run::Whole(_) | Run::Streamed(_) => None,
+        Run::Whole(_) | Run::Streamed(_) | Run::Solved(_) => None,
     };
     plan.runs.iter().find_map(copied).unwrap_or_default()
 }

@@ -317,7 +317,8 @@ impl Passes<'_> {
             Run::Copies(segments) => self.copies(segments),
             Run::Whole(units) => self.whole(units),
             Run::Streamed(unit) if *unit >= self.cursor.units => self.streamed(*unit),
-            Run::Streamed(_) => Ok(()),
+            Run::Solved(unit) if *unit >= self.cursor.units => self.solved(*unit),
+            Run::Streamed(_) | Run::Solved(_) => Ok(()),
         }
     }
 
@@ -364,6 +365,15 @@ impl Passes<'_> {
             left = &left[done..];
         }
         Ok(())
+    }
+
+    /// A tensor that is solved for is one piece: a kill costs no more than that.
+    fn solved(&mut self, unit: u32) -> Result<(), Error> {
+        let result = self.pass("solve", &Work::Solve { unit })?;
+        result.outcomes.into_iter().for_each(|(unit, outcome)| self.done(unit, outcome));
+        let copied = self.cursor.copied;
+        self.cursor = Cursor { copied, units: unit + 1, ..Cursor::default() };
+        self.record(true)
     }
 
     fn streamed(&mut self, unit: u32) -> Result<(), Error> {

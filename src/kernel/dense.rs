@@ -87,9 +87,9 @@ fn add_rows(rows: [&[f64]; 4], factors: [f64; 4], out: &mut [f64]) {
     }
 }
 
-/// The first four of some rows; the last one takes the place of those that are not there.
+/// Four runs of so many elements.
 #[inline(always)]
-fn four<'a>(rows: &'a [f64], begins: [usize; 4], len: usize) -> [&'a [f64]; 4] {
+fn four(rows: &[f64], begins: [usize; 4], len: usize) -> [&[f64]; 4] {
     let [a, b, c, d] = begins;
     [&rows[a..a + len], &rows[b..b + len], &rows[c..c + len], &rows[d..d + len]]
 }

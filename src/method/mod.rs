@@ -28,8 +28,10 @@ mod passthrough;
 pub mod pcb;
 mod ram;
 pub mod registry;
+mod regmean;
 mod sampling;
 mod sce;
+pub mod solve;
 mod sphere;
 #[cfg(test)]
 mod testing;
@@ -133,6 +135,24 @@ pub trait Method: Send + Sync {
     /// Whether experts have scores, which [`Stage::count_kept`] sums.
     fn has_scores(&self) -> bool {
         false
+    }
+
+    /// Starts to solve for a tensor that is a matrix, and of which there are Gram matrices of all models: see
+    /// [`Evidence::Gram`].
+    ///
+    /// # Errors
+    /// If the parameters make no sense for it, or the method solves for nothing.
+    fn solver(
+        &self,
+        _tensor: &TensorView,
+        _matrix: solve::Matrix,
+    ) -> Result<Box<dyn solve::Solver>, MethodError> {
+        Err(MethodError::NoSolver)
+    }
+
+    /// Bytes that a solver for such a tensor holds.
+    fn solver_bytes(&self, _matrix: solve::Matrix) -> u64 {
+        0
     }
 
     /// Starts the merge of a unit.
@@ -384,6 +404,29 @@ pub enum MethodError {
         density: f64,
         /// How far probabilities lie from it.
         epsilon: f64,
+    },
+    /// A plan asks a method to solve that does not: a bug in reflow.
+    #[error("this method solves for no tensor; this is a bug in reflow")]
+    NoSolver,
+    /// What should be a Gram matrix is not symmetric.
+    #[error(
+        "the Gram matrix of model {expert} (counted from 1) is not symmetric: row and column {input} differ; it should be \
+         the sum of x x^T over the layer's inputs x"
+    )]
+    NotSymmetric {
+        /// Model, counted from 1.
+        expert: usize,
+        /// Row, counted from 0.
+        input: usize,
+    },
+    /// A linear system has no single solution.
+    #[error(
+        "the sum of the Gram matrices is not positive definite at input {input}: the models' inputs do not tell all \
+         weights; use a larger ridge, or an alpha below 1"
+    )]
+    Singular {
+        /// Input, counted from 0.
+        input: usize,
     },
     /// A score is infinite or NaN although all weights are finite.
     #[error(

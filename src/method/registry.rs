@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
     Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, emr, fisher, linear, nearswap,
-    passthrough, pcb, ram, sce, ties,
+    passthrough, pcb, ram, regmean, sce, ties,
 };
 use crate::kernel::Kernels;
 
@@ -16,6 +16,7 @@ pub static ENTRIES: &[&Entry] = &[
     &pcb::ENTRY,
     &linear::ENTRY,
     &fisher::ENTRY,
+    &regmean::ENTRY,
     &arithmetic::task_arithmetic::ENTRY,
     &arithmetic::ties::ENTRY,
     &ties::ENTRY,
@@ -69,6 +70,8 @@ pub enum BaseUse {
 pub enum Evidence {
     /// Fisher information: a number that is not negative for each element, in tensors of the weights' names and shapes.
     Fisher,
+    /// Gram matrices: for each layer the sum of x x^T over its inputs x, in tensors with the layer's or the weight's name.
+    Gram,
 }
 
 impl Evidence {
@@ -76,6 +79,7 @@ impl Evidence {
     pub fn key(self) -> &'static str {
         match self {
             Self::Fisher => "fisher",
+            Self::Gram => "gram",
         }
     }
 
@@ -83,6 +87,7 @@ impl Evidence {
     pub fn about(self) -> &'static str {
         match self {
             Self::Fisher => "Fisher information of each model, element by element",
+            Self::Gram => "Gram matrices of each model's inputs, layer by layer",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 
+use super::evidence::Told;
 use super::inputs::Inputs;
 use super::low_rank::LowRank;
 use super::origin::{Origin, Origins, Source};
@@ -49,8 +50,8 @@ pub struct Part {
     /// For [`Action::Merge`] all that take part in order, then what weighs each of them; else the donor, and those that
     /// must agree with it.
     pub sources: Vec<SourceRef>,
-    /// How many of the sources are weights.
-    pub weights: u32,
+    /// What was measured of the models besides.
+    pub told: Told,
 }
 
 /// The outcome of matching all tensors.
@@ -100,7 +101,7 @@ pub(super) fn align<'a>(
     }
     matcher.extras(origins, &mut found, &mut problems);
     matcher.mixed_types(&mut found.warnings);
-    evidence::told(inputs, &found.tensors, &mut found.warnings, &mut problems);
+    evidence::tell(inputs, &found.tensors, &mut found.warnings, &mut problems);
     problems.into_result()?;
     let moved = |aligned: &Aligned<'_>| {
         aligned.parts.iter().flat_map(|part| &part.sources).any(|source| source.rows.is_some())
@@ -145,7 +146,7 @@ impl Matcher<'_> {
                 action: Action::Convert,
                 elements: origin.lent.elements(),
                 sources: vec![self.lent(origin, float)],
-                weights: 0,
+                told: Told::Nothing,
             },
             None => Self::raw(origin, vec![self.lent(origin, Float::F8E4M3)], false),
         }
@@ -169,7 +170,12 @@ impl Matcher<'_> {
     }
 
     fn raw(origin: &Origin<'_>, sources: Vec<SourceRef>, check: bool) -> Part {
-        Part { action: Action::Copy { check }, elements: origin.lent.len, sources, weights: 0 }
+        Part {
+            action: Action::Copy { check },
+            elements: origin.lent.len,
+            sources,
+            told: Told::Nothing,
+        }
     }
 
     fn merged(
@@ -227,8 +233,8 @@ impl Matcher<'_> {
                 });
             }
         }
-        let weights = evidence::weigh(self.inputs, origin, &mut sources, problems);
-        self.split(origin, float, common, sources, weights)
+        let told = evidence::match_up(self.inputs, origin, &mut sources, problems);
+        self.split(origin, float, common, sources, told)
     }
 
     /// The part that all models have, and the base's tail.
@@ -238,14 +244,19 @@ impl Matcher<'_> {
         float: Float,
         common: u64,
         sources: Vec<SourceRef>,
-        weights: u32,
+        told: Told,
     ) -> Vec<Part> {
         let total = origin.lent.elements();
         let mut tail = self.lent(origin, float);
         tail.offset += common * float.size() as u64;
-        let merged = Part { action: Action::Merge, elements: common, sources, weights };
+        let merged = Part { action: Action::Merge, elements: common, sources, told };
         let sources = vec![tail];
-        let kept = Part { action: Action::Convert, elements: total - common, sources, weights: 0 };
+        let kept = Part {
+            action: Action::Convert,
+            elements: total - common,
+            sources,
+            told: Told::Nothing,
+        };
         [merged, kept].into_iter().filter(|part| part.elements > 0).collect()
     }
 

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::PlanError;
 use super::low_rank::Need;
 use super::reading::{Grain, Mode};
+use super::solve;
 
 /// Bytes per purpose; their sum is the planned peak.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,6 +35,9 @@ pub struct Budget {
     pub fold_bytes: u64,
     /// Matrices of adapters, and what reading them takes.
     pub adapter_bytes: u64,
+    /// The largest system of equations, and what reading it takes.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub solve_bytes: u64,
     /// Written pages that the disk has not taken yet.
     pub write_bytes: u64,
     /// Parsed headers, the plan, the program itself and slack.
@@ -43,9 +47,14 @@ pub struct Budget {
 impl Budget {
     /// The planned peak.
     pub fn total(&self) -> u64 {
-        let tiles = self.input_bytes + self.output_bytes + self.adapter_bytes;
+        let tiles = self.input_bytes + self.output_bytes + self.adapter_bytes + self.solve_bytes;
         tiles + self.fold_bytes + self.write_bytes + self.fixed_bytes
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// What the budget depends on.
@@ -57,6 +66,8 @@ pub(crate) struct Demand {
     pub inputs: u64,
     /// What adapters take.
     pub low_rank: Need,
+    /// What solving takes.
+    pub solve: solve::Need,
     /// Bytes per element in the widest of them.
     pub input_bytes: u64,
     /// Bytes per element of the output.
@@ -122,7 +133,7 @@ pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
             }
         }
     }
-    Err(last.as_ref().map_or(PlanError::Nothing, too_small))
+    Err(last.as_ref().map_or(PlanError::Nothing, |plan| too_small(plan, &demand.solve.tensor)))
 }
 
 /// Grains in the order of preference: the fastest, then the one that needs the least memory.
@@ -161,6 +172,14 @@ fn compute(
     };
     let adapter_bytes =
         if files == 0 { 0 } else { reading + means + demand.low_rank.live(tiles, tile) };
+    // Runs of two files, and the next ones. Tiles are not in memory meanwhile, but what they had may not be given back.
+    let chunk = 2 * 2 * demand.solve.chunk;
+    let solve_bytes = match (demand.solve.held, demand.mode) {
+        (0, _) => 0,
+        (held, Mode::Mmap) => held + grain.footprint(2, chunk / 2),
+        (held, Mode::Pread) => held + chunk + grain.footprint(2, chunk / 2),
+        (held, Mode::Direct) => held + chunk + (32 << 10),
+    };
     let write_behind = (8 * u64::from(tile) * demand.output_bytes).clamp(1 << 20, most);
     Budget {
         limit,
@@ -176,16 +195,19 @@ fn compute(
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2),
         adapter_bytes,
+        solve_bytes,
         write_bytes: 2 * write_behind,
         fixed_bytes: PROGRAM + demand.catalog_bytes,
     }
 }
 
-fn too_small(plan: &Budget) -> PlanError {
+fn too_small(plan: &Budget, solved: &str) -> PlanError {
+    let solving = format!("solving for {solved}");
     let terms = [
         ("statistics", plan.fold_bytes),
         ("tiles", plan.input_bytes + plan.output_bytes),
         ("adapters", plan.adapter_bytes),
+        (solving.as_str(), plan.solve_bytes),
         ("program and headers", plan.fixed_bytes),
         ("writing", plan.write_bytes),
     ];
@@ -195,7 +217,7 @@ fn too_small(plan: &Budget) -> PlanError {
         source_of_limit: plan.source.clone(),
         // Rounded up to a number one would type.
         needed: plan.total().div_ceil(1 << 20) << 20,
-        largest: largest.0,
+        largest: largest.0.to_owned(),
         largest_bytes: largest.1,
     }
 }
@@ -211,6 +233,7 @@ mod tests {
             input_bytes: 2,
             output_bytes: 2,
             low_rank: Need::default(),
+            solve: solve::Need::default(),
             state_bytes: experts << 20,
             catalog_bytes: 1 << 20,
             whole: None,

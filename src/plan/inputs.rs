@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::rows::Vocabulary;
 use super::summary::AdapterSummary;
 use crate::checkpoint::{Catalog, ShardFile};
+use crate::method::Evidence;
 
 /// All checkpoints of a merge, opened, with the names they go by in messages.
 pub struct Inputs {
@@ -17,8 +18,8 @@ pub struct Inputs {
     pub donor: usize,
     /// What was measured of each model, in their order; none if the method needs nothing of the kind.
     pub evidence: Vec<Catalog>,
-    /// What that is, as recipes call it.
-    pub evidence_key: &'static str,
+    /// What that is.
+    pub evidence_kind: Option<Evidence>,
     /// Display names, in the order of `catalogs` and `evidence`.
     pub labels: Vec<String>,
     /// Which token is which, if rows of embeddings move.
@@ -32,14 +33,14 @@ pub struct Inputs {
 impl Inputs {
     /// Checkpoints with their labels.
     pub fn new(catalogs: Vec<Catalog>, has_base: bool, donor: usize, labels: Vec<String>) -> Self {
-        let (evidence, evidence_key, vocabulary) = (Vec::new(), "", None);
+        let (evidence, evidence_kind, vocabulary) = (Vec::new(), None, None);
         let (numbers, files) = (Vec::new(), Vec::new());
         Self {
             catalogs,
             has_base,
             donor,
             evidence,
-            evidence_key,
+            evidence_kind,
             labels,
             vocabulary,
             numbers,
@@ -50,13 +51,8 @@ impl Inputs {
 
     /// The same with what was measured of each model.
     #[must_use]
-    pub fn with_evidence(
-        mut self,
-        key: &'static str,
-        all: Vec<Catalog>,
-        labels: Vec<String>,
-    ) -> Self {
-        (self.evidence_key, self.evidence) = (key, all);
+    pub fn with_evidence(mut self, kind: Evidence, all: Vec<Catalog>, labels: Vec<String>) -> Self {
+        (self.evidence_kind, self.evidence) = (Some(kind), all);
         self.labels.truncate(self.catalogs.len());
         self.labels.extend(labels);
         self.numbered()

@@ -17,6 +17,7 @@ pub mod rows;
 mod seen;
 mod select;
 mod slices;
+pub mod solve;
 mod stacks;
 mod summary;
 mod tables;
@@ -32,12 +33,14 @@ use safetensors::Dtype;
 pub use align::Part;
 pub use budget::Budget;
 pub(crate) use budget::{Demand, budget};
+pub use evidence::Told;
 pub use inputs::Inputs;
 pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub(crate) use seen::{ROWS_HELD, row_bytes};
 pub use select::Selection;
+pub use solve::Solve;
 pub use summary::{AdapterSummary, PassSummary, PlanSummary};
 pub use tiles::{Tile, sampled, tiles};
 use units::Merged;
@@ -46,7 +49,7 @@ pub use units::{Positions, Unit, kind, layer, numbered};
 use crate::checkpoint::components::{Entry, FRAME};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
-use crate::method::{Method, Scope, TensorView, UnitView, Values, block_len};
+use crate::method::{Evidence, Method, Scope, TensorView, UnitView, Values, block_len};
 use crate::recipe::{Coefficients, Matched, Named, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
 use low_rank::LowRank;
@@ -119,8 +122,8 @@ pub struct Segment {
     /// For [`Action::Merge`] all that take part in order, then what weighs each of them; else the donor, and those that
     /// must agree with it.
     pub sources: Box<[SourceRef]>,
-    /// How many of the sources are weights of others, in their order.
-    pub weights: u32,
+    /// What was measured of the models about these elements.
+    pub told: Told,
     /// Elements that must meet in one block, see [`Method::grain`]; 1 if nothing is merged.
     pub grain: u64,
     /// Its place among the segments of its unit.
@@ -146,7 +149,10 @@ impl Segment {
 
     /// How many of the sources have values to merge: the others weigh them.
     pub fn valued(&self) -> usize {
-        self.sources.len() - self.weights as usize
+        match self.told {
+            Told::Weights(weights) => self.sources.len() - weights as usize,
+            Told::Nothing | Told::Grams(_) => self.sources.len(),
+        }
     }
 
     /// Leaves the donor as the only source; that the experts agree with it was seen before.
@@ -190,9 +196,9 @@ impl Segment {
         self.read().map(|i| self.source_size(i)).sum()
     }
 
-    /// Bytes that reading the whole segment once takes, over all sources.
+    /// Bytes that reading the whole segment once takes, over all sources, and what else it is made from.
     pub fn input_bytes(&self) -> u64 {
-        self.element_bytes() * self.elements
+        self.element_bytes() * self.elements + self.solve().map_or(0, Solve::gram_bytes)
     }
 }
 
@@ -205,6 +211,8 @@ pub enum Run {
     Whole(Vec<u32>),
     /// One unit, streamed once per pass.
     Streamed(u32),
+    /// One unit, a tensor that is solved for.
+    Solved(u32),
 }
 
 /// The plan of a merge.
@@ -284,7 +292,7 @@ pub enum PlanError {
         /// The smallest limit that works.
         needed: u64,
         /// The largest purpose.
-        largest: &'static str,
+        largest: String,
         /// Its bytes.
         largest_bytes: u64,
     },
@@ -379,6 +387,7 @@ impl Plan {
             let segment = &mut segments[segment as usize];
             (segment.grain, segment.place) = (method.grain(tensor).max(1), place);
         }
+        solve::settle(&mut segments, &units, &inputs.labels)?;
         let demand = demand(recipe, inputs, &segments, &units, method, means);
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);
@@ -395,7 +404,7 @@ impl Plan {
         Ok(Self {
             method: recipe.describe(),
             has_base: inputs.has_base,
-            named: (inputs.catalogs.len(), inputs.evidence_key),
+            named: (inputs.catalogs.len(), inputs.evidence_kind.map_or("", Evidence::key)),
             labels: inputs.labels.clone(),
             tensors,
             layout,
@@ -471,6 +480,11 @@ impl Plan {
         })
     }
 
+    /// Bytes that solving for a unit reads.
+    pub fn solve_bytes(&self, unit: u32) -> u64 {
+        self.unit_segments(unit).iter().map(|&s| self.segments[s as usize].solve_bytes()).sum()
+    }
+
     /// Bytes that one read of the listed segments takes, over all inputs.
     pub fn input_bytes(&self, segments: &[u32]) -> u64 {
         segments.iter().map(|&s| self.segments[s as usize].input_bytes()).sum()
@@ -526,7 +540,7 @@ fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -
                     action: part.action,
                     elements: part.elements,
                     sources: part.sources.clone().into(),
-                    weights: part.weights,
+                    told: part.told.clone(),
                     grain: 1,
                     place: 0,
                     out,
@@ -584,7 +598,9 @@ fn demand(
     means: &Means,
 ) -> budget::Demand {
     let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
-    let single = units.iter().filter(|u| u.segments.len() == 1);
+    let solved =
+        |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
+    let single = units.iter().filter(|u| u.segments.len() == 1 && !solved(u));
     let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
     let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
     // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
@@ -620,6 +636,7 @@ fn demand(
         mode: means.mode,
         inputs: inputs_read,
         low_rank,
+        solve: solve::Need::new(segments, units, method),
         input_bytes,
         output_bytes: widest(|s| u64::from(s.out_size)) + entries,
         state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames + seen,
@@ -653,6 +670,11 @@ fn runs(segments: &[Segment], units: &[Unit], tile: u32) -> Vec<Run> {
         runs.push(Run::Copies(copies));
     }
     for (i, unit) in units.iter().enumerate() {
+        let solved = unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
+        if solved {
+            runs.push(Run::Solved(i as u32));
+            continue;
+        }
         let whole = unit.segments.len() == 1 && unit.view.elements <= u64::from(tile);
         match (whole, runs.last_mut()) {
             (true, Some(Run::Whole(run))) => run.push(i as u32),

@@ -181,6 +181,9 @@ fn passes(plan: &Plan, method: &dyn Method) -> Vec<PassSummary> {
                     units.iter().flat_map(|&u| plan.unit_segments(u)).copied().collect();
                 add("all passes in memory", plan.input_bytes(&segments), written(&segments));
             }
+            Run::Solved(unit) => {
+                add("solve", plan.solve_bytes(*unit), written(plan.unit_segments(*unit)));
+            }
             Run::Streamed(unit) => {
                 let segments = plan.unit_segments(*unit);
                 let view = plan.view(*unit);

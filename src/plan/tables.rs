@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::align::{Alignment, Matcher, Part, row_len};
+use super::evidence::Told;
 use super::origin::Origin;
 use super::problem::{Problem, Problems};
 use super::rows::{RowMap, Rule, Table, Vocabulary};
@@ -51,8 +52,12 @@ impl Matcher<'_> {
                 }),
             }
         }
-        let nothing =
-            || Part { action: Action::Convert, elements: 0, sources: Vec::new(), weights: 0 };
+        let nothing = || Part {
+            action: Action::Convert,
+            elements: 0,
+            sources: Vec::new(),
+            told: Told::Nothing,
+        };
         let donor = own.get(origin.donor).copied().flatten();
         let (true, Some(donor)) = (own.len() == origin.sources.len(), donor) else {
             // What is wrong has been told.
@@ -93,7 +98,7 @@ impl Matcher<'_> {
         }
         if !merges {
             let sources = vec![made];
-            return Some(Part { action: Action::Convert, elements, sources, weights: 0 });
+            return Some(Part { action: Action::Convert, elements, sources, told: Told::Nothing });
         }
         let sources: Vec<SourceRef> = own.iter().map(|own| source(own.unwrap_or(donor))).collect();
         for (own, of) in own.iter().zip(&sources) {
@@ -106,7 +111,7 @@ impl Matcher<'_> {
                 ));
             }
         }
-        Some(Part { action: Action::Merge, elements, sources, weights: 0 })
+        Some(Part { action: Action::Merge, elements, sources, told: Told::Nothing })
     }
 
     /// The row that a rule names must be there.

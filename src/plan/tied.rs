@@ -130,11 +130,14 @@ pub fn apply(inputs: &mut Inputs, tie: &Tie) {
     }
 }
 
-/// Has what was measured of a tied tensor under its other name only under the name that is kept.
+/// Has what was measured of a tied tensor under its other name, or that of its layer, only under the name that is kept.
 fn rename(measured: &mut Catalog, candidate: &Candidate) {
-    let Some(own) = measured.get(&candidate.name).cloned() else { return };
-    measured.tensors.retain(|t| *t.name != *candidate.name);
-    if measured.get(&candidate.of).is_none() {
+    let layer = |name: &str| name.strip_suffix(".weight").unwrap_or(name).to_owned();
+    let aliases = [candidate.name.clone(), layer(&candidate.name)];
+    let own = aliases.iter().find_map(|name| measured.get(name).cloned());
+    measured.tensors.retain(|t| !aliases.iter().any(|name| *t.name == **name));
+    let known = measured.get(&candidate.of).or_else(|| measured.get(&layer(&candidate.of)));
+    if let (Some(own), None) = (own, known) {
         let at = measured.tensors.partition_point(|t| *t.name < *candidate.of);
         measured.tensors.insert(at, TensorInfo { name: candidate.of.as_str().into(), ..own });
     }

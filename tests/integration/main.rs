@@ -24,6 +24,7 @@ mod parity_slices;
 mod properties;
 mod recipes;
 mod reference;
+mod regmean;
 mod report;
 mod resume;
 mod search;

@@ -26,7 +26,7 @@ const SCHEMA: [&str; 12] = [
 ];
 
 /// Keys of reflow: what flags say beside the schema.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "include",
     "exclude",
     "shard_size",
@@ -39,10 +39,11 @@ const OWN: [&str; 12] = [
     "coefficients",
     "coefficients_order",
     "fisher",
+    "gram",
 ];
 
 /// Those of them that are lists of paths.
-const EVIDENCE: [&str; 1] = ["fisher"];
+const EVIDENCE: [&str; 2] = ["fisher", "gram"];
 
 /// A recipe as it is written.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,285 @@
+//! Solving for a tensor: reads what the system is made of, has the threads work on it, and writes what comes out.
+//!
+//! No tiles are in flight meanwhile. Reading is ahead by one run; whatever the runs, the solver sees the same rows in
+//! the same order.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::adapters::{Adapters, Products};
+use super::decode::{Decoder, INFINITY, TileData, encode};
+use super::source::{ByteRange, Source};
+use super::{Context, EngineError, PassResult, Sources, TileSink};
+use crate::method::solve::{Crew, Job};
+use crate::method::{BLOCK, MethodError, Outcome};
+use crate::plan::{Segment, Solve, SourceRef};
+
+/// The threads of a pass.
+struct Threads<'a> {
+    workers: usize,
+    cancel: &'a AtomicBool,
+    /// Whether jobs were left.
+    left: AtomicBool,
+}
+
+impl Crew for Threads<'_> {
+    fn run(&self, jobs: Vec<Job<'_>>) {
+        let workers = self.workers.min(jobs.len());
+        let queue = Mutex::new(jobs.into_iter());
+        let work = || loop {
+            // The lock is let go before the job begins. It is never poisoned: no job runs under it.
+            let job = queue.lock().map(|mut jobs| jobs.next()).unwrap_or_default();
+            let Some(job) = job else { return };
+            if self.cancel.load(Ordering::Relaxed) {
+                self.left.store(true, Ordering::Relaxed);
+                return;
+            }
+            job();
+        };
+        thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(work);
+            }
+            work();
+        });
+    }
+}
+
+/// Solves for a unit, which is one tensor.
+///
+/// # Errors
+/// If something cannot be read, is no number, or has no solution; [`EngineError::Interrupted`] after a stop, when
+/// nothing of the tensor has been written.
+pub(super) fn run(
+    context: &Context<'_>,
+    unit: u32,
+    sources: Sources<'_>,
+    sink: &mut dyn TileSink,
+) -> Result<PassResult, EngineError> {
+    let plan = context.plan;
+    let view = plan.view(unit);
+    let named = |error| EngineError::Method { unit: view.name.clone(), error };
+    let found = view.tensors.first().zip(plan.unit_segments(unit).first());
+    let Some((tensor, &index)) = found else { return Err(named(MethodError::NoSolver)) };
+    let segment = &plan.segments[index as usize];
+    let Some(solve) = segment.solve() else { return Err(named(MethodError::NoSolver)) };
+    let Sources { tiles: source, scattered } = sources;
+    let products = Adapters::default().of(context, index, scattered)?;
+    let threads = Threads {
+        workers: plan.budget.workers,
+        cancel: context.cancel,
+        left: AtomicBool::new(false),
+    };
+    let stopped = || context.cancel.load(Ordering::Relaxed) || threads.left.load(Ordering::Relaxed);
+    let mut solver = context.method.solver(tensor, solve.matrix()).map_err(named)?;
+    let solving = Solving { context, index, segment, solve, products };
+    let mut deltas = Vec::new();
+    for (model, gram) in solve.grams.iter().enumerate() {
+        if model > 0 {
+            deltas.resize((solve.inputs * solve.outputs) as usize, 0.0);
+            solving.deltas(model, source, &mut deltas)?;
+        }
+        solving.gram(gram, solver.rows() as u64, source, |first, rows| {
+            solver.take(model, first, rows, &deltas, &threads);
+        })?;
+        let closed = solver.close(model, &deltas, &threads);
+        if stopped() {
+            return Err(EngineError::Interrupted);
+        }
+        closed.map_err(named)?;
+    }
+    drop(deltas);
+    let solved = solver.solve(&threads);
+    if stopped() {
+        return Err(EngineError::Interrupted);
+    }
+    solving.write(solved.map_err(named)?, source, sink)?;
+    scattered.finish_pass();
+    let outcome = Outcome { elements: segment.elements, ..Outcome::default() };
+    Ok(PassResult { outcomes: vec![(unit, outcome)], done: 1, ..PassResult::default() })
+}
+
+/// Reads ranges one after another, the next ones asked for while `work` has the ones before.
+fn read(
+    context: &Context<'_>,
+    source: &mut Source,
+    runs: impl Iterator<Item = (u64, Vec<ByteRange>)>,
+    mut work: impl FnMut(u64, &[&[u8]]) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let mut runs = runs.peekable();
+    while let Some((at, now)) = runs.next() {
+        if context.cancel.load(Ordering::Relaxed) {
+            return Err(EngineError::Interrupted);
+        }
+        source.prefetch(&now);
+        if let Some((_, next)) = runs.peek() {
+            source.prefetch(next);
+        }
+        let bytes = source.read(&now)?;
+        let parts: Vec<&[u8]> = bytes.iter().map(|bytes| &**bytes).collect();
+        work(at, &parts)?;
+        context.progress.advance(parts.iter().map(|part| part.len() as u64).sum());
+    }
+    source.finish_pass();
+    Ok(())
+}
+
+/// What all parts of a tensor's solving share.
+struct Solving<'a> {
+    context: &'a Context<'a>,
+    index: u32,
+    segment: &'a Segment,
+    solve: &'a Solve,
+    products: Products,
+}
+
+impl Solving<'_> {
+    /// Runs of elements of some sources of the segment: their first element, and their bytes.
+    fn runs<'b>(
+        &'b self,
+        sources: &'b [usize],
+    ) -> impl Iterator<Item = (u64, Vec<ByteRange>)> + 'b {
+        let (all, most) = (self.segment.elements, self.solve.elements());
+        let range = move |start: u64, i: usize| {
+            let (source, size) = (&self.segment.sources[i], self.segment.source_size(i));
+            let len = (most.min(all - start) * size) as usize;
+            ByteRange { file: source.file, offset: source.offset + start * size, len }
+        };
+        let run = move |start| (start, sources.iter().map(|&i| range(start, i)).collect());
+        (0..all).step_by(most as usize).map(run)
+    }
+
+    /// A run of elements in some sources of the segment, for decoding.
+    fn tile<'b>(&'b self, start: u64, given: &[(usize, &'b [u8])]) -> TileData<'b> {
+        let mut bytes: Vec<&[u8]> = vec![&[]; self.segment.sources.len()];
+        given.iter().for_each(|&(i, part)| bytes[i] = part);
+        TileData {
+            segment: self.segment,
+            index: self.index,
+            start,
+            elements: self.solve.elements().min(self.segment.elements - start) as usize,
+            bytes,
+            products: &self.products,
+        }
+    }
+
+    /// Where an element of the tensor lies among rows of inputs, one for each output.
+    fn place(&self, element: u64) -> usize {
+        let Solve { inputs, outputs, transposed, .. } = *self.solve;
+        (if transposed { element % outputs * inputs + element / outputs } else { element }) as usize
+    }
+
+    /// The weights of a model, relative to those of the first.
+    fn deltas(
+        &self,
+        model: usize,
+        source: &mut Source,
+        deltas: &mut [f32],
+    ) -> Result<(), EngineError> {
+        let (kernels, sources) = (self.context.kernels, &self.segment.sources);
+        // Adapters may differ where the model is the same.
+        let shared = sources[model].shares(&sources[0]);
+        let read_from = if shared { vec![0] } else { vec![0, model] };
+        let (mut base, mut row) = (vec![0.0; BLOCK], vec![0.0; BLOCK]);
+        read(self.context, source, self.runs(&read_from), |start, parts| {
+            let tile = self.tile(start, &[(0, parts[0]), (model, parts[parts.len() - 1])]);
+            for at in (0..tile.elements).step_by(BLOCK) {
+                let len = BLOCK.min(tile.elements - at);
+                let (base, row) = (&mut base[..len], &mut row[..len]);
+                tile.decode(kernels, 0, at, base);
+                if tile.decode_minus_base(kernels, model, at, base, row) >= INFINITY {
+                    let bad = (base.iter().zip(&*row)).position(|(a, b)| !(a + b).is_finite());
+                    let k = bad.unwrap_or(0);
+                    let culprit = if base[k].is_finite() { model } else { 0 };
+                    return Err(Decoder::culprit(self.context, &tile, at + k, culprit));
+                }
+                for (element, &delta) in (start + at as u64..).zip(&*row) {
+                    deltas[self.place(element)] = delta;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The rows of a Gram matrix, a few at a time.
+    fn gram(
+        &self,
+        gram: &SourceRef,
+        most: u64,
+        source: &mut Source,
+        mut take: impl FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        let (inputs, size) = (self.solve.inputs, gram.float.size() as u64);
+        let step = self.solve.rows(most);
+        let run = |first: u64| {
+            let (offset, count) = (gram.offset + first * inputs * size, step.min(inputs - first));
+            let len = (count * inputs * size) as usize;
+            (first, vec![ByteRange { file: gram.file, offset, len }])
+        };
+        let mut values = vec![0.0; (step.min(inputs) * inputs) as usize];
+        let runs = (0..inputs).step_by(step as usize).map(run);
+        read(self.context, source, runs, |first, parts| {
+            let count = parts[0].len() / size as usize;
+            let rows = &mut values[..count];
+            self.context.kernels.decode(gram.float, parts[0], rows);
+            self.check(gram, first, rows)?;
+            take(first as usize, rows);
+            Ok(())
+        })
+    }
+
+    /// Demands that rows of a Gram matrix can be such.
+    fn check(&self, gram: &SourceRef, first: u64, rows: &[f32]) -> Result<(), EngineError> {
+        let inputs = self.solve.inputs;
+        let is_finite = self.context.kernels.max_magnitude_bits(rows) < INFINITY;
+        let mut diagonal = (first..).zip(rows.chunks_exact(inputs as usize));
+        if is_finite && diagonal.all(|(i, row)| row[i as usize] >= 0.0) {
+            return Ok(());
+        }
+        let on_diagonal = |k: usize| k as u64 / inputs + first == k as u64 % inputs;
+        let bad = |&(k, x): &(usize, &f32)| !x.is_finite() || *x < 0.0 && on_diagonal(k);
+        let (k, &value) = rows.iter().enumerate().find(bad).unwrap_or((0, &f32::NAN));
+        let element = first * inputs + k as u64;
+        Err(EngineError::Measured {
+            file: self.context.plan.labels[gram.checkpoint as usize].clone(),
+            tensor: self.context.plan.tensors[self.segment.tensor as usize].name.to_string(),
+            element,
+            offset: gram.offset + element * gram.float.size() as u64,
+            value,
+            rule: "Gram matrices are finite, with nothing negative on the diagonal",
+        })
+    }
+
+    /// Writes what is solved for, which is relative to the weights of the first model.
+    fn write(
+        &self,
+        solved: &[f64],
+        source: &mut Source,
+        sink: &mut dyn TileSink,
+    ) -> Result<(), EngineError> {
+        let (context, segment) = (self.context, self.segment);
+        let size = segment.out_size as usize;
+        let (mut values, mut out) = (vec![0.0; BLOCK], Vec::new());
+        // Nothing more is asked than that a tensor is finished once it is begun.
+        read(context, source, self.runs(&[0]), |start, parts| {
+            let tile = self.tile(start, &[(0, parts[0])]);
+            out.resize(tile.elements * size, 0);
+            for at in (0..tile.elements).step_by(BLOCK) {
+                let len = BLOCK.min(tile.elements - at);
+                let values = &mut values[..len];
+                tile.decode(context.kernels, 0, at, values);
+                if context.kernels.max_magnitude_bits(values) >= INFINITY {
+                    let bad = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                    return Err(Decoder::culprit(context, &tile, at + bad, 0));
+                }
+                for (element, value) in (start + at as u64..).zip(&mut *values) {
+                    *value = (f64::from(*value) + solved[self.place(element)]) as f32;
+                }
+                encode(context, &tile, at, values, &mut out[at * size..(at + len) * size])?;
+            }
+            sink.write(segment.shard as usize, segment.offset + start * size as u64, &out)
+                .map_err(EngineError::Sink)
+        })
+    }
+}
