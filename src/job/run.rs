@@ -446,7 +446,7 @@ impl Passes<'_> {
                 let before = self.cursor.elements;
                 self.cursor.elements += result.done;
                 let (at, seen) = (self.cursor.stage, self.cursor.elements);
-                if let Some(state) = &mut state {
+                if let Some(state) = &state {
                     self.snapshots.save((unit, at, seen), &stage.save(state))?;
                 }
                 self.record(stage.writes())?;

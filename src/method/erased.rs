@@ -34,8 +34,10 @@ pub trait AnyStage: Send + Sync {
     fn count_kept(&self, state: &mut State, block: &Block<'_>, kept: &mut [Kept]) -> bool;
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
+    /// See [`Stage::findings`].
+    fn findings(&self) -> Option<Vec<u8>>;
     /// See [`Stage::save`].
-    fn save(&self, state: &mut State) -> Vec<u8>;
+    fn save(&self, state: &State) -> Vec<u8>;
     /// See [`Stage::load`].
     fn load(&self, saved: &[u8]) -> Option<State>;
     /// See [`Stage::hand_out`].
@@ -87,8 +89,12 @@ impl<S: Stage> AnyStage for S {
         Stage::merge(self, own::<S>(into), take::<S>(from));
     }
 
-    fn save(&self, state: &mut State) -> Vec<u8> {
-        Stage::save(self, own::<S>(state))
+    fn findings(&self) -> Option<Vec<u8>> {
+        Stage::findings(self)
+    }
+
+    fn save(&self, state: &State) -> Vec<u8> {
+        Stage::save(self, seen::<S>(state))
     }
 
     fn load(&self, saved: &[u8]) -> Option<State> {
@@ -107,6 +113,11 @@ impl<S: Stage> AnyStage for S {
 #[expect(clippy::expect_used, reason = "states never leave the pass of the stage that made them")]
 fn own<S: Stage>(state: &mut State) -> &mut S::State {
     state.0.downcast_mut().expect("a state was given to another stage")
+}
+
+#[expect(clippy::expect_used, reason = "states never leave the pass of the stage that made them")]
+fn seen<S: Stage>(state: &State) -> &S::State {
+    state.0.downcast_ref().expect("a state was given to another stage")
 }
 
 #[expect(clippy::expect_used, reason = "states never leave the pass of the stage that made them")]

@@ -19,6 +19,7 @@ mod band;
 mod emr;
 mod erased;
 mod fisher;
+mod knowing;
 mod linear;
 mod memory;
 mod nearswap;
@@ -31,6 +32,7 @@ pub mod registry;
 mod regmean;
 mod sampling;
 mod sce;
+mod several;
 pub mod solve;
 mod sphere;
 #[cfg(test)]
@@ -44,10 +46,12 @@ use std::sync::Arc;
 
 pub use emr::Rebuilt;
 pub use erased::{AnyStage, State};
+pub use knowing::Knowing;
 pub use memory::{block_len, run_in_memory};
 pub use parcels::{Held, Lost, Parcels};
 pub use registry::{Entry, Evidence, Scope, Setup};
 pub use sampling::Sampling;
+pub use several::{Found, Several, each_part};
 pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
 pub use weighted::Weighted;
 
@@ -169,6 +173,17 @@ pub trait Method: Send + Sync {
     fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
         self.start(unit)
     }
+
+    /// Whether its maps have [findings](Stage::findings), which may be those of another merge.
+    fn has_findings(&self) -> bool {
+        false
+    }
+
+    /// Starts the merge of a unit with its map, from the [findings](Stage::findings) of a merge with the same parameters,
+    /// but for those that a map alone looks at. `None` if the bytes are not such findings.
+    fn start_knowing(&self, _unit: &Arc<UnitView>, _findings: &[u8]) -> Option<Box<dyn AnyStage>> {
+        None
+    }
 }
 
 /// One pass over the elements of a unit.
@@ -225,6 +240,12 @@ pub trait Stage: Send + Sync + 'static {
     /// again in [`Stage::conclude`]. Asked after every block; the flag demands all of it, before the state is
     /// merged or saved.
     fn hand_out(&self, _state: &mut Self::State, _all: bool) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What a map was given by the stages before it, as bytes that [`Method::start_knowing`] makes the same map of. None
+    /// of stages that are no maps, and of methods that know no such thing.
+    fn findings(&self) -> Option<Vec<u8>> {
         None
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::each_part;
+
 /// Parcels are gone or damaged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("what a scan has put aside cannot be used: {reason}")]
@@ -17,6 +19,23 @@ pub trait Parcels {
     /// # Errors
     /// [`Lost`] if one cannot be read.
     fn visit(&self, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost>;
+
+    /// Shows every parcel of one of [several](super::Several) stages, by its number, once.
+    ///
+    /// # Errors
+    /// [`Lost`] if one cannot be read.
+    fn visit_part(&self, part: u32, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost> {
+        let mut whole = true;
+        self.visit(&mut |parcel| {
+            let parts = each_part(parcel, |number, parcel| {
+                if number == part {
+                    see(parcel);
+                }
+            });
+            whole &= parts.is_some();
+        })?;
+        if whole { Ok(()) } else { Err(Lost { reason: "parcels are damaged".to_owned() }) }
+    }
 }
 
 /// Parcels in memory: of small units, and in tests.

@@ -56,8 +56,8 @@ pub(super) fn in_tiles(
             }
         }
         let mut all = stage.empty();
-        for mut state in states {
-            let saved = stage.save(&mut state);
+        for state in states {
+            let saved = stage.save(&state);
             assert!(
                 stage.load(&saved[..saved.len().saturating_sub(1)]).is_none() || saved.is_empty()
             );

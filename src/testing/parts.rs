@@ -45,7 +45,7 @@ pub(crate) fn merge(
         }
         let mut merged = states.remove(0);
         states.into_iter().rev().for_each(|state| stage.merge(&mut merged, state));
-        let saved = stage.save(&mut merged);
+        let saved = stage.save(&merged);
         assert!(saved.is_empty() || stage.load(&saved[1..]).is_none(), "{}", stage.name());
         let merged = stage.load(&saved).expect("a state that was just saved");
         match stage.finish(merged, &held)? {

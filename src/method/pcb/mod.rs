@@ -22,6 +22,8 @@ mod scores;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod known;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
@@ -263,6 +265,17 @@ impl Method for Pcb {
             Variant::Paper => Box::new(paper::Products::new(setup, unit.elements, rank)),
             _ => Box::new(magnitudes::Magnitudes::new(setup, unit.elements, rank)),
         })
+    }
+
+    fn has_findings(&self) -> bool {
+        // The map of `paper` is another one.
+        self.variant != Variant::Paper
+    }
+
+    fn start_knowing(&self, unit: &Arc<UnitView>, findings: &[u8]) -> Option<Box<dyn AnyStage>> {
+        self.has_findings().then_some(())?;
+        let map = map::Map::knowing(Arc::new(self.setup(unit)), unit.elements, findings)?;
+        Some(Box::new(map))
     }
 }
 

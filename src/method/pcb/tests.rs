@@ -97,7 +97,7 @@ pub(super) fn merge_in_parts(
         let mut merged = states.pop().unwrap();
         states.into_iter().for_each(|state| stage.merge(&mut merged, state));
         // As if the process had been killed and had resumed here.
-        let saved = stage.save(&mut merged);
+        let saved = stage.save(&merged);
         assert!(stage.load(&saved[1..]).is_none());
         let merged = stage.load(&saved).unwrap();
         match stage.finish(merged, &held).unwrap() {

@@ -24,7 +24,7 @@ mod settle;
 #[cfg(test)]
 mod sound;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::Arc;
 

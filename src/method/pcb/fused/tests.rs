@@ -24,7 +24,7 @@ fn radix(case: &Case) -> Case {
 }
 
 /// Task vectors without ties: heavy tails, in runs of different scale.
-pub(super) fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
+pub(in crate::method::pcb) fn smooth(n: usize, d: usize, seed: u64) -> Vec<Vec<f32>> {
     smooth_in_runs(n, d, 1000, seed)
 }
 
