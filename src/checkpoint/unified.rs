@@ -55,7 +55,6 @@ pub(super) fn unpack(mut raw: &[u8], experts: usize) -> Option<(Vec<Vec<Entry>>,
     for mask in masks.chunks_exact(bytes.max(1)) {
         any.iter_mut().zip(mask).for_each(|(any, mask)| *any |= mask);
     }
-    let set = |mask: &[u8], place: usize| mask[place / 8] >> (place % 8) & 1 == 1;
     // The last element is in a mask, and none behind it.
     let last = any.iter().rposition(|&byte| byte != 0);
     let end = last.map_or(0, |at| 8 * at + 8 - any[at].leading_zeros() as usize);
@@ -63,21 +62,44 @@ pub(super) fn unpack(mut raw: &[u8], experts: usize) -> Option<(Vec<Vec<Entry>>,
     if end != span || raw.len() != 4 * count {
         return None;
     }
-    let byte = |k: usize, plane: usize| raw[plane * count + k];
-    let value = |k: usize| f32::from_le_bytes([byte(k, 0), byte(k, 1), byte(k, 2), byte(k, 3)]);
-    let mut rows: Vec<Vec<Entry>> = vec![Vec::new(); experts];
-    for (k, place) in (0..span).filter(|&place| set(&any, place)).enumerate() {
-        let value = value(k);
-        if !value.is_finite() {
-            return None;
+    let (planes, places) = (raw.chunks_exact(count.max(1)), set_bits(&any));
+    let mut values = vec![0u32; count];
+    for (plane, shift) in planes.zip([0, 8, 16, 24]) {
+        values.iter_mut().zip(plane).for_each(|(value, &byte)| *value |= u32::from(byte) << shift);
+    }
+    let values: Vec<f32> = values.into_iter().map(f32::from_bits).collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return None;
+    }
+    let row = |mask: &[u8]| {
+        let mut row = vec![(0, 0.0); count + 1];
+        let mut has = 0;
+        for (&place, &value) in places.iter().zip(&values) {
+            // No branch: what is not in the mask is overwritten by the next.
+            row[has] = (place, value);
+            has += usize::from(mask[place as usize / 8] >> (place % 8) & 1);
         }
-        for (row, mask) in rows.iter_mut().zip(masks.chunks_exact(bytes)) {
-            if set(mask, place) {
-                row.push((place as u32, value));
-            }
+        row.truncate(has);
+        row
+    };
+    let rows = match bytes {
+        0 => vec![Vec::new(); experts],
+        _ => masks.chunks_exact(bytes).map(row).collect(),
+    };
+    Some((rows, sums))
+}
+
+/// The places of the bits that are set.
+fn set_bits(mask: &[u8]) -> Vec<u32> {
+    let mut places = Vec::new();
+    for (at, &byte) in (0..).step_by(8).zip(mask) {
+        let mut left = byte;
+        while left != 0 {
+            places.push(at + left.trailing_zeros());
+            left &= left - 1;
         }
     }
-    Some((rows, sums))
+    places
 }
 
 fn take<'a>(raw: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {

@@ -122,7 +122,8 @@ fn in_staging(
         cancel,
     };
     let mut journal = staging.journal()?;
-    let total = job.summary().passes.iter().map(|pass| pass.read).sum();
+    let beside = job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);
+    let total = job.summary().passes.iter().map(|pass| pass.read).sum::<u64>() + beside;
     if journal.last().is_some_and(|last| last.publishing) {
         progress.event(&Event::Started { bytes_total: total, bytes_done: total });
         return Ok(Report::default());

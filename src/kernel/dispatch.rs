@@ -11,7 +11,7 @@ use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{
     blend, dense, divergence, keys, math, mean, moments, pack, products, ram, random, sce, thin,
-    ties,
+    ties, unify,
 };
 
 /// An instruction set that kernels are compiled for.
@@ -349,6 +349,12 @@ kernels! {
     /// The same with the element of the largest magnitude instead of the sum.
     fn disjoint_max(rows: &[&[f32]], votes: &[f32], tie: f32, out: &mut [f32])
         = ties::disjoint_max;
+
+    /// Elects a task vector; see [`unify::unify`].
+    fn unify(
+        base: &[f32], rows: &[&[f32]], scratch: &mut unify::Scratch, out: &mut [f32], shares: &mut [f32],
+        sums: &mut [f64],
+    ) = unify::unify;
 
     /// e to the power of each value, within 2 ulp.
     fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;

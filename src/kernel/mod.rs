@@ -25,8 +25,11 @@ mod random;
 mod sce;
 mod thin;
 mod ties;
+mod unify;
 
 pub use dispatch::{KernelError, Kernels, Level, select};
 pub use divergence::Scratch as Divergence;
 pub use dtype::Float;
 pub use low_rank::LowRank;
+pub use unify::Scratch as Unifying;
+pub(crate) use unify::moved;

@@ -23,6 +23,7 @@ use super::{
     AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, Outcome, Stage, TensorView,
     UnitView,
 };
+use crate::kernel::{Kernels, Unifying};
 
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
@@ -44,10 +45,12 @@ pub(crate) static ENTRY: Entry = Entry {
         Preset::Word("tensor-mean"),
         "whether a tensor's mean counts in an expert's mass, or each element",
     )],
-    build: |_| Box::new(Emr),
+    build: |setup| Box::new(Emr { kernels: setup.kernels }),
 };
 
-struct Emr;
+struct Emr {
+    kernels: &'static Kernels,
+}
 
 impl Method for Emr {
     /// The values themselves: they are kept.
@@ -69,24 +72,18 @@ impl Method for Emr {
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        Ok(Box::new(Unify { elements: unit.elements }))
+        Ok(Box::new(Unify { kernels: self.kernels, elements: unit.elements }))
     }
 }
 
 /// The only pass: elects, and masks.
 struct Unify {
+    kernels: &'static Kernels,
     elements: u64,
 }
 
-/// The task vector of an element: finite for finite values. One that is not counts as the base's, as the recipe demands.
-#[inline(always)]
-fn moved(value: f32, base: f32) -> f32 {
-    let moved = value - base;
-    if moved.is_nan() { 0.0 } else { moved.clamp(-f32::MAX, f32::MAX) }
-}
-
 impl Stage for Unify {
-    type State = ();
+    type State = Unifying;
 
     fn name(&self) -> &'static str {
         "unify"
@@ -96,10 +93,12 @@ impl Stage for Unify {
         true
     }
 
-    fn empty(&self) {}
+    fn empty(&self) -> Unifying {
+        Unifying::default()
+    }
 
     /// Fills `out` with the unified task vector.
-    fn add(&self, state: &mut (), block: &Block<'_>, out: &mut [f32]) {
+    fn add(&self, state: &mut Unifying, block: &Block<'_>, out: &mut [f32]) {
         let (n, len) = (block.rows.len(), block.len());
         let (mut shares, mut sums) = (vec![0.0; n * len], vec![0.0; 2 * n]);
         Stage::add_shares(self, state, block, out, &mut shares, &mut sums);
@@ -107,93 +106,27 @@ impl Stage for Unify {
 
     fn add_shares(
         &self,
-        _state: &mut (),
+        state: &mut Unifying,
         block: &Block<'_>,
         out: &mut [f32],
         shares: &mut [f32],
         sums: &mut [f64],
     ) {
-        let len = block.len();
-        let mut winners = [0f32; BLOCK];
-        let mut totals = [0f32; BLOCK];
-        for (total, e) in totals.iter_mut().zip(0..len) {
-            let add = |sum: f32, row: &&[f32]| sum + moved(row[e], block.base[e]);
-            *total = block.rows.iter().fold(0.0, add);
-        }
-        out[..len].fill(0.0);
-        for row in block.rows {
-            for e in 0..len {
-                let own = moved(row[e], block.base[e]);
-                if agrees(own, totals[e]) && own.abs() > out[e].abs() {
-                    (out[e], winners[e]) = (own, row[e]);
-                }
-            }
-        }
-        for e in 0..len {
-            let base = block.base[e];
-            // Zero may have another sign than the base's: no task vector tells, and the expert is to come back to the bit.
-            if let Some(row) = block.rows.iter().find(|row| differs(row[e], base))
-                && out[e] == 0.0
-            {
-                winners[e] = row[e];
-            }
-        }
-        let rows = shares.chunks_exact_mut(len).zip(block.rows);
-        for ((share, row), sums) in rows.zip(sums.chunks_exact_mut(2)) {
-            let (mut all, mut left) = (Lanes::default(), Lanes::default());
-            for e in 0..len {
-                let own = moved(row[e], block.base[e]);
-                let whole = out[e] != 0.0;
-                let has =
-                    if whole { agrees(own, totals[e]) } else { differs(row[e], block.base[e]) };
-                share[e] = if has { winners[e] } else { f32::NAN };
-                all.add(e, own);
-                left.add(e, if has { out[e] } else { 0.0 });
-            }
-            sums.copy_from_slice(&[all.sum(), left.sum()]);
-        }
+        self.kernels.unify(block.base, block.rows, state, out, shares, sums);
     }
 
-    fn merge(&self, _into: &mut (), _from: ()) {}
+    fn merge(&self, _into: &mut Unifying, _from: Unifying) {}
 
-    fn save(&self, _state: &()) -> Vec<u8> {
+    fn save(&self, _state: &Unifying) -> Vec<u8> {
         Vec::new()
     }
 
-    fn load(&self, saved: &[u8]) -> Option<()> {
-        saved.is_empty().then_some(())
+    fn load(&self, saved: &[u8]) -> Option<Unifying> {
+        saved.is_empty().then(Unifying::default)
     }
 
-    fn finish(self, _state: ()) -> Result<Next, MethodError> {
+    fn finish(self, _state: Unifying) -> Result<Next, MethodError> {
         Ok(Next::Done(Outcome { elements: self.elements, ..Outcome::default() }))
-    }
-}
-
-/// Whether a task vector's element has the sign that was elected, by the sum of all.
-#[inline(always)]
-fn agrees(own: f32, total: f32) -> bool {
-    if total > 0.0 { own > 0.0 } else { own < 0.0 }
-}
-
-/// Whether two values that do not differ in size do in their bits: zeros of both signs.
-#[inline(always)]
-fn differs(value: f32, base: f32) -> bool {
-    value == base && value.to_bits() != base.to_bits()
-}
-
-/// The sum of the magnitudes of a block, in an order that depends on places alone.
-#[derive(Default)]
-struct Lanes([f64; 8]);
-
-impl Lanes {
-    #[inline(always)]
-    fn add(&mut self, at: usize, value: f32) {
-        self.0[at % 8] += f64::from(value.abs());
-    }
-
-    fn sum(&self) -> f64 {
-        let [a, b, c, d, e, f, g, h] = self.0;
-        ((a + b) + (c + d)) + ((e + f) + (g + h))
     }
 }
 

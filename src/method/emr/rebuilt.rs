@@ -36,7 +36,7 @@ fn rebuilt(base: f32, value: f32, lambda: f32) -> f32 {
     } else if lambda == 1.0 {
         value
     } else {
-        base + super::moved(value, base) * lambda
+        base + crate::kernel::moved(value, base) * lambda
     }
 }
 

@@ -6,8 +6,9 @@ fn unified(base: &[f32], rows: &[&[f32]]) -> (Vec<f32>, Vec<Vec<f32>>, Vec<f64>)
     let (n, len) = (rows.len(), base.len());
     let (mut out, mut shares, mut sums) = (vec![9.0; len], vec![9.0; n * len], vec![9.0; 2 * n]);
     let block = Block { tensor: 0, first: 0, base, rows, weights: &[] };
-    let stage = Unify { elements: len as u64 };
-    Stage::add_shares(&stage, &mut (), &block, &mut out, &mut shares, &mut sums);
+    let (kernels, elements) = (crate::kernel::select().unwrap(), len as u64);
+    let stage = Unify { kernels, elements };
+    Stage::add_shares(&stage, &mut Unifying::default(), &block, &mut out, &mut shares, &mut sums);
     (out, shares.chunks(len.max(1)).map(<[f32]>::to_vec).collect(), sums)
 }
 

@@ -1,0 +1,112 @@
+//! The sign that experts elect, the largest of those that have it, and who they are.
+
+#![expect(clippy::needless_bitwise_bool, reason = "vector loops have no branches")]
+
+/// The task vector of an element: finite for finite values. One that is not a number counts as the base's.
+#[inline(always)]
+pub(crate) fn moved(value: f32, base: f32) -> f32 {
+    let moved = value - base;
+    let moved = if moved > f32::MAX { f32::MAX } else { moved };
+    let moved = if moved < -f32::MAX { -f32::MAX } else { moved };
+    if moved.is_nan() { 0.0 } else { moved }
+}
+
+/// Whether a task vector's element has the sign that was elected, by the sum of all.
+#[inline(always)]
+fn agrees(own: f32, total: f32) -> bool {
+    if total > 0.0 { own > 0.0 } else { own < 0.0 }
+}
+
+/// Whether two values that do not differ in size do in their bits: zeros of both signs.
+#[inline(always)]
+fn differs(value: f32, base: f32) -> bool {
+    (value == base) & (value.to_bits() != base.to_bits())
+}
+
+/// Partial sums side by side.
+const LANES: usize = 8;
+
+/// Rows of scratch.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    totals: Vec<f32>,
+    winners: Vec<f32>,
+}
+
+/// `out` = the elected task vector; `shares` (a row of the block's length for each expert) = the value of the expert that
+/// has it where an expert is among those that agree, else NaN; `sums` = for each expert the sum of the magnitudes of its
+/// task vector, and of what of the elected one it has. Sums are of doubles, in an order that depends on places alone.
+#[inline(always)]
+pub(super) fn unify(
+    base: &[f32],
+    rows: &[&[f32]],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    shares: &mut [f32],
+    sums: &mut [f64],
+) {
+    let len = base.len();
+    scratch.totals.clear();
+    scratch.totals.resize(len, 0.0);
+    scratch.winners.clear();
+    scratch.winners.resize(len, 0.0);
+    let (totals, winners) = (&mut scratch.totals[..], &mut scratch.winners[..]);
+    for row in rows {
+        for ((total, &value), &base) in totals.iter_mut().zip(*row).zip(base) {
+            *total += moved(value, base);
+        }
+    }
+    out.fill(0.0);
+    for row in rows {
+        let columns = out.iter_mut().zip(&mut *winners).zip(&*totals);
+        for (((out, winner), &total), (&value, &base)) in columns.zip(row.iter().zip(base)) {
+            let own = moved(value, base);
+            let better = agrees(own, total) & (own.abs() > out.abs());
+            *out = if better { own } else { *out };
+            *winner = if better { value } else { *winner };
+        }
+    }
+    // Zero may have another sign than the base's: no task vector tells, and the expert is to come back to the bit. The first
+    // one decides.
+    for row in rows.iter().rev() {
+        for ((winner, &out), (&value, &base)) in
+            winners.iter_mut().zip(&*out).zip(row.iter().zip(base))
+        {
+            *winner = if differs(value, base) & (out == 0.0) { value } else { *winner };
+        }
+    }
+    let parts = shares.chunks_exact_mut(len.max(1)).zip(rows).zip(sums.as_chunks_mut().0);
+    for ((share, row), sums) in parts {
+        *sums = masked(base, row, totals, winners, out, share);
+    }
+}
+
+/// Fills in the share of one expert; returns its sums.
+#[inline(always)]
+fn masked(
+    base: &[f32],
+    row: &[f32],
+    totals: &[f32],
+    winners: &[f32],
+    out: &[f32],
+    share: &mut [f32],
+) -> [f64; 2] {
+    let (mut all, mut left) = ([0f64; LANES], [0f64; LANES]);
+    let len = base.len();
+    for at in (0..len).step_by(LANES) {
+        let to = len.min(at + LANES);
+        let lanes = all.iter_mut().zip(&mut left);
+        let inputs = base[at..to].iter().zip(&row[at..to]).zip(&totals[at..to]);
+        let inputs = inputs.zip(winners[at..to].iter().zip(&out[at..to]));
+        for (((all, left), share), (((&base, &value), &total), (&winner, &out))) in
+            lanes.zip(&mut share[at..to]).zip(inputs)
+        {
+            let own = moved(value, base);
+            let has = (out != 0.0) & agrees(own, total) | (out == 0.0) & differs(value, base);
+            *share = if has { winner } else { f32::NAN };
+            *all += f64::from(own.abs());
+            *left += f64::from(if has { out.abs() } else { 0.0 });
+        }
+    }
+    [all, left].map(|[a, b, c, d, e, f, g, h]| ((a + b) + (c + d)) + ((e + f) + (g + h)))
+}
