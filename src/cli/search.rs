@@ -60,7 +60,10 @@ fn render(found: &Found) -> String {
     let score = |trial: &search::Trial| trial.outcome.score().unwrap_or(f64::NEG_INFINITY);
     ranked.sort_by(|a, b| score(b.1).total_cmp(&score(a.1)));
     let failed = ranked.iter().filter(|(_, trial)| trial.outcome.score().is_none()).count();
-    let mut text = format!("{} trials, {failed} failed\n\n", ranked.len());
+    let read: u64 = found.trials.iter().map(|trial| trial.read).sum();
+    let read = crate::human::bytes(read);
+    let mut text =
+        format!("{} trials, {failed} failed; {read} read to make them\n\n", ranked.len());
     let rows: Vec<[String; 4]> = (ranked.iter().take(ROWS))
         .map(|(number, trial)| {
             let seconds = format!("{:.1} s", trial.seconds);

@@ -24,6 +24,7 @@ mod extents;
 mod failpoint;
 #[cfg(test)]
 mod filling;
+mod findings;
 #[cfg(test)]
 mod flips;
 #[cfg(any(test, fuzzing))]
@@ -51,6 +52,7 @@ mod snapshots;
 mod staging;
 mod statistics;
 mod status;
+mod survey;
 mod template;
 mod verify;
 mod vocabulary;
@@ -59,10 +61,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 pub use components::{Components, Rescalers, StoredShares};
+pub use findings::Findings;
 pub use manifest::{Manifest, ManifestExtent, ManifestFile};
 pub use preflight::Space;
 pub use run::{PassReport, Report};
 pub use status::{Status, Unfinished, clean, status};
+pub use survey::Survey;
 pub use verify::{Depth, Finding, VerifyReport, verify};
 
 use crate::checkpoint::components::{Form, Kind};
@@ -95,6 +99,8 @@ pub struct Job {
     storage: Box<dyn Storage>,
     /// What is read instead of experts.
     recombined: Option<Recombined>,
+    /// A hash of what the method knows of units beforehand.
+    findings: Option<String>,
 }
 
 /// How far tied weights are looked into while planning.
@@ -117,6 +123,17 @@ impl Job {
         ties: Ties<'_>,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
+        Self::plan_by(recipe, settings, ties, progress, Self::method)
+    }
+
+    /// Plans the merge by a method that is made for it.
+    fn plan_by(
+        recipe: Recipe,
+        settings: Settings,
+        ties: Ties<'_>,
+        progress: &dyn Progress,
+        method: impl FnOnce(&Recipe, &'static Kernels, &Settings) -> Result<Box<dyn Method>, Error>,
+    ) -> Result<Self, Error> {
         let kernels = kernel::select()?;
         for warning in recipe.validate()? {
             progress.event(&Event::Warning { text: &warning });
@@ -130,14 +147,7 @@ impl Job {
         for warning in warnings {
             progress.event(&Event::Warning { text: &warning });
         }
-        let setup = registry::Setup {
-            kernels,
-            base: recipe.has_base(),
-            seed: recipe.seed,
-            strategy: settings.strategy,
-            values: recipe.merge_values()?,
-        };
-        let method = (recipe.method.build)(&setup);
+        let method = method(&recipe, kernels, &settings)?;
         if let (true, Some(_)) = (method.unifies(), &settings.components) {
             let reason = format!("{} makes no merge that could have any", recipe.method.name);
             return Err(RecipeError::Value { key: "--components".to_owned(), reason }.into());
@@ -163,6 +173,22 @@ impl Job {
             None,
             progress,
         )
+    }
+
+    /// The method of a recipe.
+    fn method(
+        recipe: &Recipe,
+        kernels: &'static Kernels,
+        settings: &Settings,
+    ) -> Result<Box<dyn Method>, Error> {
+        let setup = registry::Setup {
+            kernels,
+            base: recipe.has_base(),
+            seed: recipe.seed,
+            strategy: settings.strategy,
+            values: recipe.merge_values()?,
+        };
+        Ok((recipe.method.build)(&setup))
     }
 
     /// Plans an output with other lambdas from what [`Settings::components`] of an earlier merge has kept in `dir`, and its
@@ -290,6 +316,7 @@ impl Job {
             keep_cache,
             storage,
             recombined,
+            findings: None,
         })
     }
 
@@ -423,13 +450,8 @@ impl Job {
         (kept * self.plan.experts().len() as f64 * 5.0) as u64
     }
 
-    /// What a staging directory is told about this merge.
-    fn plan_file(&self) -> Result<PlanFile, Error> {
-        let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let absolute = |path: &Path| match reference::split(path) {
-            (model, Some(adapter)) => reference::join(&real(model), &real(adapter)),
-            (path, None) => real(path),
-        };
+    /// All input files as they are now.
+    fn input_identities(&self) -> Vec<staging::InputIdentity> {
         let inputs = self.files_read().map(|file| staging::InputIdentity {
             path: absolute(&file.path).display().to_string(),
             bytes: file.len,
@@ -437,6 +459,11 @@ impl Job {
             mtime_ns: file.mtime_ns.to_string(),
             header_sha256: file.header_sha256.clone(),
         });
+        inputs.collect()
+    }
+
+    /// What a staging directory is told about this merge.
+    fn plan_file(&self) -> Result<PlanFile, Error> {
         let shards = self.plan.layout.shards.iter();
         Ok(PlanFile {
             identity: staging::Identity {
@@ -451,7 +478,8 @@ impl Job {
                 }),
                 statistics: self.settings.statistics,
                 selection: self.settings.strategy.word().to_owned(),
-                inputs: inputs.collect(),
+                findings: self.findings.clone(),
+                inputs: self.input_identities(),
             },
             shards: shards
                 .map(|s| staging::ShardName { file: s.file_name.clone(), bytes: s.len })
@@ -507,6 +535,15 @@ struct Parts {
     method: Box<dyn Method>,
     beside: Beside,
     kernels: &'static Kernels,
+}
+
+/// Where a model lies, and its adapter if it has one, whatever they are called.
+fn absolute(path: &Path) -> PathBuf {
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    match reference::split(path) {
+        (model, Some(adapter)) => reference::join(&real(model), &real(adapter)),
+        (path, None) => real(path),
+    }
 }
 
 /// The files that a merge reads: those of all checkpoints, or of the base and what stands for the experts.

@@ -209,7 +209,7 @@ fn in_staging(
 }
 
 /// Prepares to read the inputs.
-fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
+pub(super) fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
     let mut reading = SourceConfig::new(job.mode);
     (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
     Source::open(job.input_files(), &reading).map_err(EngineError::Source)

@@ -1,6 +1,6 @@
 //! Makes candidates: recombined where only lambdas differ, else merged. One at a time is on the disk.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -8,13 +8,18 @@ use std::sync::{Mutex, PoisonError};
 use super::{Point, Request, grid, remove};
 use crate::checkpoint::components::Kind;
 use crate::error::{Error, IoContext};
-use crate::job::{self, Components, Job, Status, Ties};
+use crate::job::{self, Components, Findings, Job, Status, Survey, Ties};
+use crate::plan::PlanError;
 use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, RecipeError, Setting, Settings};
 
 const LAMBDA: &str = "lambda";
 /// How directories of components begin; the rest tells of which settings they are.
 const KEPT: &str = "components-";
+/// The same of files of findings.
+const FINDINGS: &str = "findings-";
+/// Settings that make no other scan necessary.
+const SCANNED: [&str; 2] = ["keep", "variant"];
 
 /// Makes the candidates of a search in its work directory.
 pub(super) struct Candidates<'a> {
@@ -22,27 +27,31 @@ pub(super) struct Candidates<'a> {
     work: PathBuf,
     /// Warnings that were told already.
     told: Mutex<HashSet<String>>,
+    /// Settings whose statistics were looked for, or are not to be found beforehand.
+    surveyed: Mutex<HashSet<String>>,
 }
 
 impl<'a> Candidates<'a> {
     pub(super) fn new(request: &'a Request, work: &Path) -> Self {
-        Self { request, work: work.to_owned(), told: Mutex::default() }
+        Self { request, work: work.to_owned(), told: Mutex::default(), surveyed: Mutex::default() }
     }
 
-    /// Makes a candidate in place of the one before.
+    /// Makes a candidate in place of the one before. Of those that are to come, the ones that need no scan of their own are
+    /// looked at in the scan for this one. Also tells how many bytes were read.
     ///
     /// # Errors
     /// Those of the merge.
     pub(super) fn make(
         &self,
         point: &Point,
+        coming: &[Point],
         progress: &dyn Progress,
         stop: &AtomicBool,
-    ) -> Result<PathBuf, Error> {
+    ) -> Result<(PathBuf, u64), Error> {
         let out = self.work.join("candidate");
         remove(&out)?;
-        self.build(point, &out, true, progress, stop)?;
-        Ok(out)
+        let read = self.build(point, coming, &out, true, progress, stop)?;
+        Ok((out, read))
     }
 
     /// Makes the best candidate once more, as an output of its own.
@@ -63,7 +72,7 @@ impl<'a> Candidates<'a> {
             // The best of a smaller budget.
             remove(out)?;
         }
-        self.build(point, out, false, progress, stop)
+        self.build(point, &[], out, false, progress, stop).map(drop)
     }
 
     /// Removes candidates and components.
@@ -73,6 +82,10 @@ impl<'a> Candidates<'a> {
     pub(super) fn clear(&self) -> Result<(), Error> {
         remove(&self.work.join("candidate"))?;
         remove(&self.work.join("candidate.partial"))?;
+        remove(&self.work.join("survey"))?;
+        for name in self.named(FINDINGS)? {
+            std::fs::remove_file(&name).at("remove", &name)?;
+        }
         self.keep_only(None)
     }
 
@@ -85,11 +98,12 @@ impl<'a> Candidates<'a> {
     fn build(
         &self,
         point: &Point,
+        coming: &[Point],
         out: &Path,
         keep: bool,
         progress: &dyn Progress,
         stop: &AtomicBool,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let told = Inner { progress, told: &self.told };
         let recipe = self.recipe(point)?;
         let split = self.splits() && !point.lambdas.is_empty();
@@ -110,6 +124,7 @@ impl<'a> Candidates<'a> {
             self.keep_only(Some(&kept))?;
         }
         let components = (split && keep).then_some(kept);
+        let surveyed = self.survey(point, coming, progress, stop)?;
         let plan = || -> Result<Job, Error> {
             let settings = self.settings(components.clone(), !keep);
             let job = Job::plan(recipe.clone(), settings, Ties::Compare(stop), &told)?;
@@ -117,16 +132,101 @@ impl<'a> Candidates<'a> {
                 let reason = format!("{} makes no model that could be scored", recipe.method.name);
                 return Err(RecipeError::Value { key: "merge_method".to_owned(), reason }.into());
             }
-            Ok(job)
+            let found = Findings::load(&self.findings(point), &job.findings_key(&recipe));
+            Ok(match found {
+                Some(found) => job.knowing(&found),
+                None => job,
+            })
         };
-        match self.run(&plan()?, out, &told, stop) {
+        let merged = match self.run(&plan()?, out, &told, stop) {
             // Of another candidate, before a search was stopped.
             Err(Error::OtherPlan { .. }) => {
                 let _bytes = job::clean(out)?;
                 self.run(&plan()?, out, &told, stop)
             }
             done => done,
+        };
+        Ok(surveyed + merged?)
+    }
+
+    /// Finds the statistics of a candidate, and of those to come that need no scan of their own, unless that was done.
+    /// Returns the bytes read.
+    fn survey(
+        &self,
+        point: &Point,
+        coming: &[Point],
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<u64, Error> {
+        let mut group: Vec<(&Point, Recipe)> = Vec::new();
+        for other in std::iter::once(point).chain(coming) {
+            let known = group.iter().any(|(known, _)| key(known) == key(other));
+            if !known && unscanned(other) == unscanned(point) {
+                let recipe = self.recipe(other)?;
+                if Survey::suits(&recipe, &self.request.settings)? {
+                    group.push((other, recipe));
+                }
+            }
         }
+        let first = {
+            let mut surveyed = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = !surveyed.contains(&key(point));
+            surveyed.extend(group.iter().map(|(point, _)| key(point)));
+            first
+        };
+        // A scan for one merge is as good when it is made.
+        if !first || group.len() < 2 {
+            return Ok(0);
+        }
+        // Before what is planned in earnest: two plans would not fit in the memory of one.
+        let (units, missing) = {
+            let settings = self.settings(None, false);
+            let job = Job::plan(group[0].1.clone(), settings, Ties::Assume, &Silent)?;
+            let units = job.streamed_units();
+            let lacks = |(point, recipe): &(&Point, Recipe)| {
+                let found = Findings::load(&self.findings(point), &job.findings_key(recipe));
+                !found.is_some_and(|found| found.are_of(&units))
+            };
+            group.retain(lacks);
+            (units, group)
+        };
+        self.scan(&missing, &units, progress, stop)
+    }
+
+    /// One scan for several merges, or as many as memory demands.
+    fn scan(
+        &self,
+        merges: &[(&Point, Recipe)],
+        units: &BTreeSet<String>,
+        progress: &dyn Progress,
+        stop: &AtomicBool,
+    ) -> Result<u64, Error> {
+        if merges.len() < 2 || units.is_empty() {
+            return Ok(0);
+        }
+        let told = Inner { progress, told: &self.told };
+        let recipes: Vec<Recipe> = merges.iter().map(|(_, recipe)| recipe.clone()).collect();
+        let settings = self.settings(None, false);
+        let survey = match Survey::plan(&recipes, settings, Ties::Compare(stop), &told) {
+            Err(Error::Plan(PlanError::Memory { .. })) => {
+                let (some, others) = merges.split_at(merges.len().div_ceil(2));
+                let read = self.scan(some, units, progress, stop)?;
+                return Ok(read + self.scan(others, units, progress, stop)?);
+            }
+            survey => survey?,
+        };
+        let files: Vec<PathBuf> = merges.iter().map(|(point, _)| self.findings(point)).collect();
+        let read = survey.run(units, &files, &self.work.join("survey"), &told, stop);
+        let read = read.map_err(|error| self.stopped(error))?;
+        let text =
+            format!("one scan for {} settings: {} read", merges.len(), crate::human::bytes(read));
+        progress.event(&Event::Notice { text: &text });
+        Ok(read)
+    }
+
+    /// Where findings of a merge with these settings are kept.
+    fn findings(&self, point: &Point) -> PathBuf {
+        self.work.join(format!("{FINDINGS}{}", key(point)))
     }
 
     fn run(
@@ -135,13 +235,19 @@ impl<'a> Candidates<'a> {
         out: &Path,
         progress: &dyn Progress,
         stop: &AtomicBool,
-    ) -> Result<(), Error> {
-        job.merge(out, progress, stop).map(drop).map_err(|error| match error {
+    ) -> Result<u64, Error> {
+        let report = job.merge(out, progress, stop).map_err(|error| self.stopped(error))?;
+        Ok(report.read)
+    }
+
+    /// What is left behind is the search.
+    fn stopped(&self, error: Error) -> Error {
+        match error {
             Error::Interrupted { terminated, .. } => {
                 Error::Interrupted { staging: self.work.clone(), terminated }
             }
             error => error,
-        })
+        }
     }
 
     /// Whether lambdas alone make no other merge necessary.
@@ -186,15 +292,31 @@ impl<'a> Candidates<'a> {
 
     /// Removes all components but these.
     fn keep_only(&self, kept: Option<&Path>) -> Result<(), Error> {
-        for entry in std::fs::read_dir(&self.work).at("list", &self.work)? {
-            let path = entry.at("list", &self.work)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(KEPT) && Some(path.as_path()) != kept {
+        for path in self.named(KEPT)? {
+            if Some(path.as_path()) != kept {
                 remove(&path)?;
             }
         }
         Ok(())
     }
+
+    /// What is in the work directory under names that begin so.
+    fn named(&self, prefix: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.work).at("list", &self.work)? {
+            let path = entry.at("list", &self.work)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(prefix) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The settings of a candidate but for those that one scan looks at side by side.
+fn unscanned(point: &Point) -> Vec<&(String, String)> {
+    point.settings.iter().filter(|(name, _)| !SCANNED.contains(&&**name)).collect()
 }
 
 /// Tells settings apart.

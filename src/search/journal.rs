@@ -165,6 +165,7 @@ mod tests {
             point: Point::of_lambdas(&[x]),
             outcome: Outcome::Score(x),
             seconds: 0.5,
+            read: 7,
         };
         let (mut journal, mut ends) = (open(), Vec::new());
         for k in 0..3 {

@@ -4,6 +4,8 @@
 //! ```text
 //! DIR/work/journal        what was tried, line by line; a search that was stopped goes on behind it
 //! DIR/work/components     of the merge whose lambdas are searched
+//! DIR/work/findings-KEY   what one scan has found for several merges
+//! DIR/work/survey/        what such a scan puts aside on its way
 //! DIR/work/candidate/     the candidate under way: one at a time
 //! DIR/search.json         what was found, at the end; DIR/trials.svg shows it
 //! DIR/best/               the best merge, an output as any other
@@ -236,7 +238,10 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn grid(&mut self, axes: &[Axis]) -> Result<(), Error> {
-        grid::points(axes).into_iter().try_for_each(|point| self.trial(point).map(drop))
+        let points = grid::points(axes);
+        points.iter().enumerate().try_for_each(|(number, point)| {
+            self.trial(point.clone(), &points[number + 1..]).map(drop)
+        })
     }
 
     fn evolve(&mut self, mut cma: Cma) -> Result<(), Error> {
@@ -246,7 +251,7 @@ impl Search<'_> {
                 if self.next == self.request.budget {
                     return Ok(());
                 }
-                let outcome = self.trial(Point::of_lambdas(&lambdas))?;
+                let outcome = self.trial(Point::of_lambdas(&lambdas), &[])?;
                 scored.push((outcome.score().unwrap_or(f64::NEG_INFINITY), lambdas));
             }
             scored.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -256,8 +261,8 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// The outcome of a candidate: from the journal if it was tried, else by trying.
-    fn trial(&mut self, point: Point) -> Result<Outcome, Error> {
+    /// The outcome of a candidate: from the journal if it was tried, else by trying. Others are known to come.
+    fn trial(&mut self, point: Point, coming: &[Point]) -> Result<Outcome, Error> {
         let number = self.next;
         self.next += 1;
         if let Some(known) = self.journal.trials().get(number) {
@@ -269,10 +274,10 @@ impl Search<'_> {
         if let Some(known) = self.journal.trials().iter().find(|trial| trial.point == point) {
             // The same candidate would be the same model.
             let outcome = known.outcome.clone();
-            self.record(Trial { point, outcome: outcome.clone(), seconds: 0.0 })?;
+            self.record(Trial { point, outcome: outcome.clone(), seconds: 0.0, read: 0 })?;
             return Ok(outcome);
         }
-        let model = self.candidates.make(&point, self.progress, self.stop)?;
+        let (model, read) = self.candidates.make(&point, coming, self.progress, self.stop)?;
         let begin = Instant::now();
         let limit = self.request.limit;
         let outcome = match evaluate::evaluate(&self.request.evaluate, &model, limit, self.stop) {
@@ -284,7 +289,7 @@ impl Search<'_> {
             }
         };
         let seconds = (begin.elapsed().as_secs_f64() * 1e3).round() / 1e3;
-        self.record(Trial { point, outcome: outcome.clone(), seconds })?;
+        self.record(Trial { point, outcome: outcome.clone(), seconds, read })?;
         Ok(outcome)
     }
 

@@ -271,8 +271,12 @@ mod tests {
 
     #[test]
     fn every_trial_has_its_mark_and_names_are_text() {
-        let trial =
-            |outcome, x| Trial { point: Point::of_lambdas(&[x, 1.0]), outcome, seconds: 1.0 };
+        let trial = |outcome, x| Trial {
+            point: Point::of_lambdas(&[x, 1.0]),
+            outcome,
+            seconds: 1.0,
+            read: 0,
+        };
         let trials = vec![
             trial(Outcome::Score(0.5), 1.0),
             trial(Outcome::Failure("a < b & \"c\"\u{1b}".to_owned()), 1.1),
@@ -292,8 +296,12 @@ mod tests {
     #[test]
     fn one_trial_and_equal_scores_can_be_drawn() {
         for count in [1, 4] {
-            let trial =
-                Trial { point: Point::default(), outcome: Outcome::Score(0.0), seconds: 0.0 };
+            let trial = Trial {
+                point: Point::default(),
+                outcome: Outcome::Score(0.0),
+                seconds: 0.0,
+                read: 0,
+            };
             let svg = draw(&found(vec![trial; count], 1));
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
             assert!(!svg.contains("lambda of each"), "{svg}");

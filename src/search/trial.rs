@@ -72,6 +72,9 @@ pub struct Trial {
     pub outcome: Outcome,
     /// Seconds that the evaluation took.
     pub seconds: f64,
+    /// Bytes of models read to make the candidate, and to find what others to come are made with.
+    #[serde(default)]
+    pub read: u64,
 }
 
 impl fmt::Display for Trial {

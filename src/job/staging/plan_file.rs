@@ -53,6 +53,9 @@ pub(in crate::job) struct Identity {
     /// Whether statistics are gathered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(in crate::job) statistics: bool,
+    /// A hash of what was known about units before the merge: saved states are those of other stages then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::job) findings: Option<String>,
     /// All input files.
     pub(in crate::job) inputs: Vec<InputIdentity>,
 }
@@ -100,6 +103,14 @@ impl Identity {
             let said =
                 |statistics| if statistics { "with --statistics" } else { "without --statistics" };
             let (begun, now) = (said(self.statistics), said(now.statistics));
+            return Some(format!("it was begun {begun}, and this is {now}"));
+        }
+        if self.findings != now.findings {
+            let said = |findings: &Option<String>| match findings {
+                Some(hash) => format!("with statistics that a search had found ({hash})"),
+                None => "without statistics that a search had found".to_owned(),
+            };
+            let (begun, now) = (said(&self.findings), said(&now.findings));
             return Some(format!("it was begun {begun}, and this is {now}"));
         }
         let changed = self.inputs.iter().zip(&now.inputs).find_map(|(a, b)| a.difference(b));
@@ -194,6 +205,7 @@ mod tests {
                 selection: "fused".to_owned(),
                 components: None,
                 statistics: false,
+                findings: None,
                 inputs: vec![input],
             },
             shards: vec![ShardName { file: "model.safetensors".to_owned(), bytes: 5 }],
@@ -231,6 +243,8 @@ mod tests {
         assert!(other.contains("without --components, and this is with --components /c"));
         let other = differs(|now| now.statistics = true);
         assert!(other.contains("without --statistics, and this is with --statistics"));
+        let other = differs(|now| now.findings = Some("ab".to_owned()));
+        assert!(other.contains("without statistics that a search had found, and this is with"));
         assert!(differs(|now| now.inputs[0].bytes = 78).contains("its size was 77 and is 78"));
         assert!(
             differs(|now| now.inputs[0].mtime_ns = "1".to_owned()).contains("modification time")
