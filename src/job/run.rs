@@ -327,7 +327,7 @@ impl Passes<'_> {
         let plan = self.context.plan;
         let total = plan.elements(segments);
         while self.cursor.copied < total {
-            let range = self.piece(segments, self.cursor.copied, total, true, 1.0);
+            let range = piece(self.job, segments, self.cursor.copied, total, true, 1.0);
             let work = Work::Copies { segments, range: range.clone() };
             let result = self.pass("copy", &work)?;
             self.cursor.copied += result.done;
@@ -428,7 +428,8 @@ impl Passes<'_> {
         while self.cursor.elements < total {
             // A piece of a sample reaches over as many elements as cost the usual number of bytes.
             let share = stage.sample().map_or(1.0, Sampling::share);
-            let range = self.piece(segments, self.cursor.elements, total, stage.writes(), share);
+            let range =
+                piece(self.job, segments, self.cursor.elements, total, stage.writes(), share);
             let bundle = self.shelf.begin((unit, self.cursor.stage, self.cursor.elements));
             let work = Work::Stage { unit, stage, range: range.clone(), keep: &bundle };
             let result = self.pass(stage.name(), &work)?;
@@ -483,42 +484,6 @@ impl Passes<'_> {
         let at = (self.cursor.units, self.cursor.stage, self.cursor.elements);
         self.begun.forget(|unit, stage, elements| (unit, stage, elements) < at);
         Ok(())
-    }
-
-    /// The next piece of work: so many elements that the usual number of bytes is written or read.
-    fn piece(
-        &self,
-        segments: &[u32],
-        from: u64,
-        total: u64,
-        writes: bool,
-        share: f64,
-    ) -> Range<u64> {
-        let plan = self.context.plan;
-        let all = segments.iter().map(|&s| &plan.segments[s as usize]);
-        let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
-        let widest = all
-            .map(|s| match s.out_size {
-                // What is made instead of an output takes about a value for each element.
-                0 if writes => 4,
-                size if writes => size.into(),
-                _ => s.element_bytes(),
-            })
-            .max()
-            .unwrap_or(1);
-        let most = self.job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
-        let elements = ((most / widest) as f64 / share) as u64;
-        // No piece ends amid a grain, and each has at least one.
-        let mut to = total.min(from.saturating_add(elements.max(grain)));
-        if let Some(most) = statistics::tensors_at_once(self.job).filter(|_| writes) {
-            let end = |&s: &u32| plan.segments[s as usize].elements;
-            let ends = segments.iter().map(end).scan(0, |sum, it| {
-                *sum += it;
-                Some(*sum)
-            });
-            to = ends.filter(|&end| end > from).nth(most - 1).map_or(to, |end| end.min(to));
-        }
-        from..if to < total { plan.aligned(segments, to) } else { total }
     }
 
     /// Writes what belongs to the output beside its shards, and tells how it went.
@@ -580,6 +545,42 @@ impl Passes<'_> {
         }
         Ok(result)
     }
+}
+
+/// The next piece of work: so many elements that the usual number of bytes is written or read.
+pub(super) fn piece(
+    job: &Job,
+    segments: &[u32],
+    from: u64,
+    total: u64,
+    writes: bool,
+    share: f64,
+) -> Range<u64> {
+    let plan = &job.plan;
+    let all = segments.iter().map(|&s| &plan.segments[s as usize]);
+    let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
+    let widest = all
+        .map(|s| match s.out_size {
+            // What is made instead of an output takes about a value for each element.
+            0 if writes => 4,
+            size if writes => size.into(),
+            _ => s.element_bytes(),
+        })
+        .max()
+        .unwrap_or(1);
+    let most = job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
+    let elements = ((most / widest) as f64 / share) as u64;
+    // No piece ends amid a grain, and each has at least one.
+    let mut to = total.min(from.saturating_add(elements.max(grain)));
+    if let Some(most) = statistics::tensors_at_once(job).filter(|_| writes) {
+        let end = |&s: &u32| plan.segments[s as usize].elements;
+        let ends = segments.iter().map(end).scan(0, |sum, it| {
+            *sum += it;
+            Some(*sum)
+        });
+        to = ends.filter(|&end| end > from).nth(most - 1).map_or(to, |end| end.min(to));
+    }
+    from..if to < total { plan.aligned(segments, to) } else { total }
 }
 
 /// Ends the merge here if a piece was stopped before its end.

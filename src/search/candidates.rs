@@ -158,24 +158,22 @@ impl<'a> Candidates<'a> {
         progress: &dyn Progress,
         stop: &AtomicBool,
     ) -> Result<u64, Error> {
+        let surveyed = || self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+        if surveyed().contains(&key(point)) {
+            return Ok(0);
+        }
         let mut group: Vec<(&Point, Recipe)> = Vec::new();
         for other in std::iter::once(point).chain(coming) {
-            let known = group.iter().any(|(known, _)| key(known) == key(other));
-            if !known && unscanned(other) == unscanned(point) {
+            // Those that differ in lambda are one, and each is looked at once.
+            if unscanned(other) == unscanned(point) && surveyed().insert(key(other)) {
                 let recipe = self.recipe(other)?;
                 if Survey::suits(&recipe, &self.request.settings)? {
                     group.push((other, recipe));
                 }
             }
         }
-        let first = {
-            let mut surveyed = self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
-            let first = !surveyed.contains(&key(point));
-            surveyed.extend(group.iter().map(|(point, _)| key(point)));
-            first
-        };
         // A scan for one merge is as good when it is made.
-        if !first || group.len() < 2 {
+        if group.len() < 2 {
             return Ok(0);
         }
         // Before what is planned in earnest: two plans would not fit in the memory of one.
