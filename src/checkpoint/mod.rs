@@ -36,6 +36,7 @@ pub use index::{Index, IndexError};
 pub use layers::{LayerOrigin, layer_counts, relayered};
 pub use layout::{Layout, LayoutError, OutShard, OutTensor, Placed};
 pub use model_card::{CardExpert, CardFile, ModelCard, display_name};
+pub use natural::compare as natural_order;
 pub use sidecar::{config_json, side_files};
 pub use statistics::{
     RowMagnitudes, STATISTICS, StatisticsError, StatisticsHead, StatisticsReader, TensorRow,

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 /// Compares names, runs of digits by their value. Equal only for equal names.
-pub(super) fn compare(a: &str, b: &str) -> Ordering {
+pub fn compare(a: &str, b: &str) -> Ordering {
     let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
     loop {
         match (x.first(), y.first()) {

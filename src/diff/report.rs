@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::pairs::Pairs;
 use super::pass::Seen;
-use crate::checkpoint::{Catalog, TensorInfo};
+use crate::checkpoint::{Catalog, TensorInfo, natural_order};
 
 /// How two models differ.
 #[derive(Clone, Debug, Serialize)]
@@ -305,14 +305,15 @@ impl DiffReport {
             let some = named.filter(|((_, is_kind), sum)| *is_kind == kinds && sum.tensors > 0);
             some.map(|((name, _), sum)| sum.group(name)).collect()
         };
-        let mut kinds = groups(true);
+        let (mut layers, mut kinds) = (groups(false), groups(true));
+        layers.sort_by(|x, y| natural_order(&x.name, &y.name));
         kinds.sort_by(|x, y| y.numbers.rank().total_cmp(&x.numbers.rank()));
         Self {
             a: path(&paths[0]),
             b: path(&paths[1]),
             base: paths.get(2).map(path),
             total: found.total.group("total"),
-            layers: groups(false),
+            layers,
             kinds,
             tensors,
             codes,

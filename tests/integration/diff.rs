@@ -228,3 +228,26 @@ fn what_goes_wrong_has_the_documented_exit_codes() {
     diff(&a, &adapted).assert().code(2).stderr(contains("does not apply adapters"));
     reflow().arg("diff").arg(&a).assert().code(2);
 }
+
+#[test]
+fn layers_are_listed_in_the_order_of_their_numbers() {
+    let dir = TempDir::new().unwrap();
+    let model = |step: f32| {
+        (0..12).fold(Checkpoint::default(), |model, layer| {
+            let name = format!("model.layers.{layer}.mlp.weight");
+            model.with(&name, Dtype::F32, &[2], &[1.0, step * layer as f32])
+        })
+    };
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    model(0.5).write(&a, 1);
+    model(0.75).write(&b, 1);
+    let report = json(&mut diff(&a, &b));
+    let names: Vec<&str> = report["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["name"].as_str().unwrap())
+        .collect();
+    let expected: Vec<String> = (0..12).map(|layer| format!("model.layers.{layer}")).collect();
+    assert_eq!(names, expected);
+}
