@@ -1,5 +1,5 @@
 //! Files of frames: what is stored of each expert in runs of elements. Two kinds: the shares of experts in a merge, sparse
-//! (`components.bin`), and a unified task vector with a mask for each expert (`emr.bin`, whose payload [`unified`] tells).
+//! (`components.bin`), and a unified task vector with a mask for each expert (`emr.bin`, whose payload `unified.rs` tells).
 //!
 //! ```text
 //! file:            | magic, 8 bytes | experts: u32 | elements per frame: u32 | frame | frame | ..

@@ -350,7 +350,8 @@ kernels! {
     fn disjoint_max(rows: &[&[f32]], votes: &[f32], tie: f32, out: &mut [f32])
         = ties::disjoint_max;
 
-    /// Elects a task vector; see [`unify::unify`].
+    /// `out` = the task vector that experts elect; `shares` (a row of the block's length for each) = the value of the one that
+    /// has it, for those that agree, else NaN; `sums` = for each, the magnitudes of its task vector, and of what it has of `out`.
     fn unify(
         base: &[f32], rows: &[&[f32]], scratch: &mut unify::Scratch, out: &mut [f32], shares: &mut [f32],
         sums: &mut [f64],
