@@ -20,6 +20,8 @@ pub const HEAD: u64 = 16;
 pub const FRAME_HEAD: usize = 48;
 
 const LEVEL: i32 = 1;
+/// Far above any merge.
+const MOST_EXPERTS: usize = 1 << 12;
 
 /// What a file of frames holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,13 @@ impl Form {
         head[8..12].copy_from_slice(&(self.experts as u32).to_le_bytes());
         head[12..].copy_from_slice(&FRAME.to_le_bytes());
         head
+    }
+
+    /// The form that the beginning of a file tells.
+    pub fn parse(head: &[u8; HEAD as usize]) -> Option<Self> {
+        let experts = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
+        let forms = [Kind::Shares, Kind::Unified].map(|kind| Self { kind, experts });
+        forms.into_iter().find(|form| experts <= MOST_EXPERTS && form.head() == *head)
     }
 
     /// Bytes of the largest payload before it is packed.
@@ -297,6 +306,23 @@ mod tests {
         fn no_payload_makes_it_panic(raw in prop::collection::vec(any::<u8>(), 0..200), experts in 0usize..4) {
             let _any = unpack(&raw, of(experts));
         }
+    }
+
+    #[test]
+    fn a_head_tells_its_form_and_no_other() {
+        for (kind, experts) in
+            [(Kind::Shares, 1), (Kind::Unified, 3), (Kind::Unified, MOST_EXPERTS)]
+        {
+            let form = Form { kind, experts };
+            assert_eq!(Form::parse(&form.head()), Some(form));
+            for at in [0, 5, 12] {
+                let mut head = form.head();
+                head[at] ^= 1;
+                assert_eq!(Form::parse(&head), None);
+            }
+        }
+        let too_many = Form { kind: Kind::Shares, experts: MOST_EXPERTS + 1 };
+        assert_eq!(Form::parse(&too_many.head()), None);
     }
 
     #[test]

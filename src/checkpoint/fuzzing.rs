@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::components::{self, Form, Frame, Kind};
 use super::{
     CardExpert, CardFile, Catalog, Entry, Header, Index, Layout, ModelCard, OpenOptions, OutTensor,
     config_json,
@@ -275,4 +276,58 @@ pub fn card(names: &[u8]) {
     assert_eq!(read.ok(), Some(expected), "{}", parts[1]);
     let rows = parts[2].lines().filter(|line| line.starts_with('|')).count();
     assert_eq!(rows, 2 * names.len() + 4, "a name breaks out of its row: {}", parts[2]);
+}
+
+/// A frame of shares or of what is unified, as it is stored, and as what is packed in it: a first byte tells kind and number of experts.
+///
+/// # Panics
+/// If a promise is broken.
+pub fn frame(bytes: &[u8]) {
+    let Some((&first, bytes)) = bytes.split_first() else { return };
+    let kind = if first & 1 == 0 { Kind::Shares } else { Kind::Unified };
+    let form = Form { kind, experts: usize::from(first >> 1 & 3) + 1 };
+    if let Ok((frame, len)) = Frame::load(bytes, form) {
+        assert!(len <= bytes.len());
+        framed(&frame, form);
+    }
+    if let Some((rows, sums)) = components::unpack(bytes, form) {
+        framed(&Frame { tensor: 1, number: 2, rows, sums }, form);
+    }
+    // With the right hash around whatever is said to be packed.
+    let mut stored = Vec::new();
+    for number in [bytes.len() as u32, 3, 4, u32::from(first)] {
+        stored.extend(number.to_le_bytes());
+    }
+    let hash = blake3::hash(&[&stored, bytes].concat());
+    stored.extend(hash.as_bytes());
+    stored.extend(bytes);
+    match Frame::load(&stored, form) {
+        Ok((frame, len)) => {
+            assert_eq!(len, stored.len());
+            framed(&frame, form);
+        }
+        Err(error) => told(&error),
+    }
+    if let Some(Form { kind, experts }) = bytes.first_chunk().and_then(Form::parse) {
+        assert_eq!(Form { kind, experts }.head()[..], bytes[..16]);
+    }
+}
+
+/// Demands the rules for frames, and that one is read the same after it was written again.
+fn framed(frame: &Frame, form: Form) {
+    assert_eq!((frame.rows.len(), frame.sums.len()), (form.experts, form.sums()));
+    for row in &frame.rows {
+        assert!(row.is_sorted_by(|a, b| a.0 < b.0), "places ascend");
+        assert!(row.last().is_none_or(|&(place, _)| place < components::FRAME));
+    }
+    if form.kind == Kind::Unified {
+        assert!(frame.rows.iter().flatten().all(|(_, value)| value.is_finite()));
+        assert!(frame.sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0));
+    }
+    let stored = frame.store(form.kind).unwrap_or_default();
+    let again = Frame::load(&stored, form);
+    assert!(again.as_ref().is_ok_and(|&(_, len)| len == stored.len()), "{again:?}");
+    // Values may be anything in shares, so bits are compared.
+    let bytes = again.ok().and_then(|(again, _)| again.store(form.kind).ok());
+    assert_eq!(bytes.as_deref(), Some(&*stored));
 }

@@ -6,20 +6,22 @@
 
 use std::fmt::Display;
 
-pub use crate::checkpoint::fuzzing::{card, checkpoint, config, header, index};
+pub use crate::checkpoint::fuzzing::{card, checkpoint, config, frame, header, index};
 pub use crate::cli::fuzzing::flags;
-pub use crate::job::fuzzing::{journal, lock, manifest, plan};
+pub use crate::job::fuzzing::{components, journal, lock, manifest, plan};
 pub use crate::recipe::fuzzing::recipe;
 
 /// A target: takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their corpus and of their file in `fuzz/fuzz_targets`.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("card", card),
     ("checkpoint", checkpoint),
+    ("components", components),
     ("config", config),
     ("flags", flags),
+    ("frame", frame),
     ("header", header),
     ("index", index),
     ("journal", journal),

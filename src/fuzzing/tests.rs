@@ -172,4 +172,4 @@ macro_rules! tests {
     };
 }
 
-tests! { card checkpoint config flags header index journal lock manifest plan recipe }
+tests! { card checkpoint components config flags frame header index journal lock manifest plan recipe }

@@ -3,6 +3,7 @@
 //! These files carry hashes of themselves, which no mutation gets right. Each target therefore looks at the bytes
 //! as they are, and at a file with the right hash around them.
 
+use super::components::Components;
 use super::journal::{self, Record};
 use super::manifest::{Manifest, ManifestFile};
 use super::staging::{Holder, PlanFile};
@@ -119,4 +120,29 @@ pub fn lock(text: &[u8]) {
     harmless(&holder.describe());
     let next = Holder::of_this_process(&holder);
     assert!(next.generation >= holder.generation, "{next:?} after {holder:?}");
+}
+
+/// What is told of components, or of what EMR-Merging makes.
+///
+/// # Panics
+/// If a promise is broken.
+pub fn components(text: &[u8]) {
+    if let Some(found) = Components::parse(text) {
+        assert_eq!(found.clone().render().as_bytes(), text, "the file is canonical");
+    }
+    let Ok(mut told) = serde_json::from_slice::<Components>(text) else { return };
+    let rendered = told.render();
+    let Some(read) = Components::parse(rendered.as_bytes()) else { return };
+    assert_eq!(read, told);
+    let mut end = crate::checkpoint::components::HEAD;
+    for tensor in &read.tensors {
+        assert_eq!((tensor.offset, tensor.entries.len()), (end, read.experts()));
+        let starts = tensor.starts();
+        assert!(starts.is_sorted() && starts.first() == Some(&end));
+        end = starts.last().copied().unwrap_or_default();
+    }
+    assert_eq!(end, read.bytes);
+    for task in 0..read.experts() {
+        assert!(read.task(&read.labels[task + 1]).is_ok_and(|found| found <= task));
+    }
 }

@@ -102,6 +102,15 @@ impl Scene {
         Self { inputs, recipe, inside, write, expected: Files::new() }.undisturbed()
     }
 
+    /// EMR-Merging of the same inputs.
+    pub(super) fn unified(inside: bool) -> Self {
+        Self::new(Scope::Model, inside).other(|recipe| {
+            recipe.method = Recipe::method("emr", None).unwrap();
+            let at = |model: &Model| Model::new(model.path.clone());
+            recipe.models = recipe.models.iter().map(at).collect();
+        })
+    }
+
     /// With what it gives undisturbed.
     fn undisturbed(mut self) -> Self {
         let dir = self.place();

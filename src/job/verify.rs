@@ -240,6 +240,11 @@ fn unfinished(
         .partition(|task| !file_of(&model, &task.file).exists() && out.join(&task.file).exists());
     run(&model, &here, &mut report, progress, cancel)?;
     run(out, &moved, &mut report, progress, cancel)?;
+    let grown = records.last().and_then(|last| last.components.as_ref());
+    if let Some(grown) = grown.filter(|_| depth != Depth::Quick) {
+        let dirs = [staging::components_of(root), model, out.to_owned()];
+        components::verify_grown(&dirs, grown, &mut report)?;
+    }
     report.findings.sort();
     Ok(report)
 }

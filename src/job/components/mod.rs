@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(super) use place::check;
 pub(super) use recombine::{Prepared, Recombined, Wanted, frames, prepare};
 pub use rescale::Rescalers;
-pub(super) use verify::verify;
+pub(super) use verify::{verify, verify_grown};
 pub(super) use writer::{Grown, Writer, is_there};
 
 use super::reading::read_file;
@@ -191,7 +191,7 @@ struct StoredTensor {
 
 impl StoredShares {
     /// Where its frames begin, and the last one ends.
-    fn starts(&self) -> Vec<u64> {
+    pub(super) fn starts(&self) -> Vec<u64> {
         let ends = self.frames.iter().scan(self.offset, |end, &bytes| {
             *end += u64::from(bytes);
             Some(*end)
@@ -294,7 +294,7 @@ impl Components {
     }
 
     /// The text of the file, with its check.
-    fn render(&mut self) -> String {
+    pub(super) fn render(&mut self) -> String {
         self.blake3 = self.check();
         self.text()
     }
@@ -312,7 +312,7 @@ impl Components {
     }
 
     /// Reads what [`Self::render`] made; `None` if any byte of it is another, or what it says cannot be.
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let components: Self = serde_json::from_slice(text).ok()?;
         let same = components.text().as_bytes() == text && components.check() == components.blake3;
         let known = components.format == Names::of(components.kind()).format;

@@ -1,12 +1,12 @@
 //! Whether a directory of components holds what was written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use super::{Components, Names, scan};
-use crate::checkpoint::components::HEAD;
+use super::{Components, Grown, Names, scan};
+use crate::checkpoint::components::{Form, HEAD, Kind};
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
@@ -66,4 +66,45 @@ pub(in crate::job) fn verify(
     }
     report.bytes = components.bytes;
     Ok(report)
+}
+
+/// Looks at what the last record says of a data file that is not finished, in whichever of these directories it is.
+///
+/// # Errors
+/// If it cannot be read.
+pub(in crate::job) fn verify_grown(
+    dirs: &[PathBuf],
+    grown: &Grown,
+    report: &mut VerifyReport,
+) -> Result<(), Error> {
+    let kinds = [Kind::Shares, Kind::Unified].map(Names::of);
+    let places = dirs.iter().flat_map(|dir| kinds.map(|names| (dir, names)));
+    let mut places = places.flat_map(|(dir, names)| {
+        [names.part_in(dir), names.data_in(dir)].map(|path| (path, names))
+    });
+    let Some((path, names)) = places.find(|(path, _)| path.exists()) else {
+        // Components have their name already, and are looked at under it.
+        return Ok(());
+    };
+    let mut first = Vec::new();
+    let head = read_back(&path, 0..HEAD, |bytes| first.extend_from_slice(bytes));
+    let form = first.first_chunk().and_then(Form::parse);
+    let scanned = match (head, form) {
+        (Err(error), _) => Err(error),
+        // It is written again.
+        (Ok(()), None) => return Ok(()),
+        (Ok(()), Some(form)) => scan::frames(&path, HEAD..grown.bytes, form, |_| {}, |_, _, _| {}),
+    };
+    report.files += 1;
+    report.bytes += grown.bytes;
+    match scanned {
+        Err(SinkError::Damaged { offset, len, .. }) => report.findings.push(Finding {
+            file: names.data.to_owned(),
+            range: Some((offset, len)),
+            tensor: None,
+            what: "a frame is not what was written".to_owned(),
+        }),
+        scanned => scanned?,
+    }
+    Ok(())
 }

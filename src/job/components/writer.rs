@@ -74,6 +74,8 @@ impl<'a> Writer<'a> {
             }
             let file = storage.open(&part).map_err(|e| SinkError::of("open", &part, 0, e))?;
             file.set_len(writer.end).map_err(|e| SinkError::of("truncate", &part, 0, e))?;
+            // No record speaks of it.
+            durable::write_fully(&*file, &part, 0, &writer.form.head())?;
             file
         } else {
             match storage.remove_file(&part) {
