@@ -7,24 +7,13 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use tempfile::TempDir;
 
-use crate::support::checkpoint::{Checkpoint, family, uniform, write_family};
+use crate::support::checkpoint::{Checkpoint, large_family, write_family};
 use crate::support::run::merge;
 use crate::support::{files, reflow};
 
 /// The usual family with a tensor of several frames.
 fn models(experts: usize, dtype: Dtype, seed: u64) -> (Checkpoint, Vec<Checkpoint>) {
-    let (base, experts) = family(experts, dtype, seed);
-    let mut random = uniform(seed.wrapping_add(7));
-    let mut values =
-        |size: f32| -> Vec<f32> { (0..150_000).map(|_| (random() - 0.5) * size).collect() };
-    let (name, shape) = ("model.layers.2.mlp.down_proj.weight", [500, 300]);
-    let stored = values(0.1);
-    let more = |expert: Checkpoint| {
-        let changed: Vec<f32> = stored.iter().zip(values(0.02)).map(|(x, y)| x + y).collect();
-        expert.with(name, dtype, &shape, &changed)
-    };
-    let experts = experts.into_iter().map(more).collect();
-    (base.with(name, dtype, &shape, &stored), experts)
+    large_family(experts, dtype, seed, [500, 300])
 }
 
 /// The same directories: names and bytes.

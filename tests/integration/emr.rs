@@ -10,24 +10,13 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::support::checkpoint::{Checkpoint, family, uniform, write_family};
+use crate::support::checkpoint::{Checkpoint, family, large_family, uniform, write_family};
 use crate::support::run::merge;
 use crate::support::{files, reflow};
 
 /// The usual family with a tensor of several frames.
 fn models(experts: usize, dtype: Dtype, seed: u64) -> (Checkpoint, Vec<Checkpoint>) {
-    let (base, experts) = family(experts, dtype, seed);
-    let mut random = uniform(seed.wrapping_add(7));
-    let mut values =
-        |size: f32| -> Vec<f32> { (0..150_000).map(|_| (random() - 0.5) * size).collect() };
-    let (name, shape) = ("model.layers.2.mlp.down_proj.weight", [500, 300]);
-    let stored = values(0.1);
-    let more = |expert: Checkpoint| {
-        let changed: Vec<f32> = stored.iter().zip(values(0.02)).map(|(x, y)| x + y).collect();
-        expert.with(name, dtype, &shape, &changed)
-    };
-    let experts = experts.into_iter().map(more).collect();
-    (base.with(name, dtype, &shape, &stored), experts)
+    large_family(experts, dtype, seed, [500, 300])
 }
 
 fn unify(dir: &Path, experts: usize, out: &str) -> Command {
@@ -314,6 +303,8 @@ fn what_is_damaged_or_does_not_belong_is_refused() {
     reflow().arg("inspect").arg(dir.join("emr")).assert().success().stdout(contains("rescaler"));
     let task = apply(dir, "exprt2", "out").assert().code(2);
     task.stderr(contains("did you mean expert2?")).stderr(contains("expert1, expert2"));
+    let task = apply(dir, "nothing like them", "out").assert().code(2);
+    task.stderr(contains("\"nothing like them\" is no task of it; there are: expert1, expert2"));
     let on = |base: &str, emr: &str| {
         let mut command = reflow();
         command.current_dir(dir).args(["apply", "--emr", emr, "--base", base]);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use tempfile::TempDir;
 
-use crate::support::checkpoint::{Checkpoint, family, uniform, write_family};
+use crate::support::checkpoint::{Checkpoint, large_family, write_family};
 use crate::support::{files, reflow};
 
 /// Recipes over base, expert1, expert2 and expert3, without the dtype.
@@ -27,18 +27,7 @@ const RECIPES: &[&str] = &[
 
 /// The usual family with a tensor of several blocks, so that tiles and pieces end within it.
 fn models(dtype: Dtype, seed: u64) -> (Checkpoint, Vec<Checkpoint>) {
-    let (base, experts) = family(3, dtype, seed);
-    let mut random = uniform(seed.wrapping_add(1));
-    let mut values =
-        |size: f32| -> Vec<f32> { (0..15_100).map(|_| (random() - 0.5) * size).collect() };
-    let (name, shape) = ("model.layers.2.mlp.down_proj.weight", [151, 100]);
-    let stored = values(0.1);
-    let more = |expert: Checkpoint| {
-        let changed: Vec<f32> = stored.iter().zip(values(0.02)).map(|(x, y)| x + y).collect();
-        expert.with(name, dtype, &shape, &changed)
-    };
-    let experts = experts.into_iter().map(more).collect();
-    (base.with(name, dtype, &shape, &stored), experts)
+    large_family(3, dtype, seed, [151, 100])
 }
 
 /// The files that a recipe's merge makes.

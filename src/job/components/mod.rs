@@ -272,8 +272,8 @@ impl Components {
         let names = self.labels.get(1..).unwrap_or_default();
         names.iter().position(|known| known == name).ok_or_else(|| {
             let meant = suggestion(name, names.iter().map(String::as_str));
-            let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-            format!("{name:?} is no task of it{meant} There are: {}", names.join(", "))
+            let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant}?)"));
+            format!("{name:?} is no task of it{meant}; there are: {}", names.join(", "))
         })
     }
 

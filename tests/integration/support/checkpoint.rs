@@ -136,6 +136,28 @@ pub fn family(experts: usize, dtype: Dtype, seed: u64) -> (Checkpoint, Vec<Check
     (base, tuned)
 }
 
+/// The same, with a tensor so large that tiles, pieces and frames end within it.
+pub fn large_family(
+    experts: usize,
+    dtype: Dtype,
+    seed: u64,
+    shape: [usize; 2],
+) -> (Checkpoint, Vec<Checkpoint>) {
+    let (base, experts) = family(experts, dtype, seed);
+    let mut random = uniform(seed.wrapping_add(7));
+    let mut values = |size: f32| -> Vec<f32> {
+        (0..shape[0] * shape[1]).map(|_| (random() - 0.5) * size).collect()
+    };
+    let name = "model.layers.2.mlp.down_proj.weight";
+    let stored = values(0.1);
+    let more = |expert: Checkpoint| {
+        let changed: Vec<f32> = stored.iter().zip(values(0.02)).map(|(x, y)| x + y).collect();
+        expert.with(name, dtype, &shape, &changed)
+    };
+    let experts = experts.into_iter().map(more).collect();
+    (base.with(name, dtype, &shape, &stored), experts)
+}
+
 /// Writes a family to `dir`: base and expert1.., cut into the given numbers of shards.
 pub fn write_family(dir: &Path, family: &(Checkpoint, Vec<Checkpoint>), shards: &[usize]) {
     let (base, experts) = family;
