@@ -10,8 +10,8 @@
 //!
 //! A tile needs a ticket from the moment its bytes are asked for until they are written or
 //! dropped. Tickets carry the reusable output buffer. They and the reader, which keeps a tile until a worker takes it,
-//! are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm, which ends the reader; the others
-//! find that their channels have ended and stop.
+//! are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm,
+//! which ends the reader; the others find that their channels have ended and stop.
 //!
 //! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
 //! sink sees plan order. That cannot block: the tile it waits for has its ticket already.

@@ -290,9 +290,6 @@ kernels! {
     /// How many magnitudes have these bits.
     fn count_magnitude(values: &[f32], key: u32) -> u64 = thin::count_magnitude;
 
-    /// `out` = the magnitudes.
-    fn absolute(values: &[f32], out: &mut [f32]) = thin::absolute;
-
     /// Multiplies each element by one number.
     fn multiply_by(factor: f32, out: &mut [f32]) = thin::multiply_by;
 

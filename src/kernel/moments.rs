@@ -159,6 +159,7 @@ mod tests {
             (
                 kernels.dot(rows[0], rows[1], top),
                 kernels.dot(rows[2], rows[2], top),
+                kernels.magnitude_sum(rows[2], top),
                 kernels.clashes(rows),
                 kernels.zeros(rows[1]),
             )
@@ -171,6 +172,10 @@ mod tests {
             for kernels in Kernels::available() {
                 assert_eq!(all(kernels, &rows), expected, "{kernels:?} {len}");
             }
+            let (sizes, ones): (Vec<f32>, Vec<f32>) =
+                rows[2].iter().map(|x| (x.abs(), 1.0)).unzip();
+            let top = top(40.0, 40.0);
+            assert_eq!(scalar.magnitude_sum(rows[2], top), scalar.dot(&sizes, &ones, top), "{len}");
         }
     }
 

@@ -29,14 +29,6 @@ pub(super) fn count_magnitude(values: &[f32], key: u32) -> u64 {
     values.chunks(1 << 20).map(|piece| u64::from(count(piece))).sum()
 }
 
-/// `out` = the magnitudes.
-#[inline(always)]
-pub(super) fn absolute(values: &[f32], out: &mut [f32]) {
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = value.abs();
-    }
-}
-
 /// Multiplies each element by one number.
 #[inline(always)]
 pub(super) fn multiply_by(factor: f32, out: &mut [f32]) {
@@ -71,11 +63,9 @@ mod tests {
                 }
                 let equal = row.iter().filter(|x| x.abs() == 0.5).count();
                 assert_eq!(kernels.count_magnitude(&row, 0.5f32.to_bits()), equal as u64);
-                let (mut absolute, mut scaled) = (vec![9.0; len], row.clone());
-                kernels.absolute(&row, &mut absolute);
+                let mut scaled = row.clone();
                 kernels.multiply_by(-1.7, &mut scaled);
-                for ((x, absolute), scaled) in row.iter().zip(absolute).zip(scaled) {
-                    assert_eq!(absolute.to_bits(), x.abs().to_bits());
+                for (x, scaled) in row.iter().zip(scaled) {
                     assert_eq!(scaled.to_bits(), (x * -1.7).to_bits());
                 }
             }

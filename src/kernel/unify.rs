@@ -110,3 +110,35 @@ fn masked(
     }
     [all, left].map(|[a, b, c, d, e, f, g, h]| ((a + b) + (c + d)) + ((e + f) + (g + h)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernels;
+
+    #[test]
+    fn every_path_gives_the_scalar_bits_on_every_length() {
+        let some = [0.0f32, -0.0, 1.0, -1.0, 0.75, -0.25, 1e-45, 3.0, f32::MAX, -f32::MAX];
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for len in (1..70).chain([4096]) {
+            let row = |seed: usize| -> Vec<f32> {
+                (0..len).map(|k| some[(k * k + seed * (k + 3)) % 97 % some.len()]).collect()
+            };
+            let (base, rows) = (row(1), [row(2), row(5), row(11)]);
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            let made = |kernels: &Kernels| {
+                let (mut out, mut shares) = (vec![9.0; len], vec![9.0; 3 * len]);
+                let (mut sums, mut scratch) = (vec![9.0; 6], Scratch::default());
+                for _again in 0..2 {
+                    kernels.unify(&base, &rows, &mut scratch, &mut out, &mut shares, &mut sums);
+                }
+                let sums: Vec<u64> = sums.iter().map(|sum| sum.to_bits()).collect();
+                (bits(&out), bits(&shares), sums)
+            };
+            let expected = made(Kernels::available().next().unwrap());
+            for kernels in Kernels::available() {
+                assert!(made(kernels) == expected, "{kernels:?} {len}");
+            }
+        }
+    }
+}

@@ -8,9 +8,6 @@ use super::registry::{BaseUse, Entry, Evidence, Kind, Parameter, Per, Preset, Sc
 use super::{AnyStage, Method, MethodError, Operand, UnitView, Values};
 use crate::kernel::Kernels;
 
-/// A factor of a model, or a floor of weights: so large that sums of products with any `f32` stay finite in doubles.
-const FACTOR: Kind = Kind::Number { least: 0.0, most: 1e30, open: false };
-
 /// The line of the registry.
 pub(crate) static ENTRY: Entry = Entry {
     name: "fisher",
@@ -28,14 +25,14 @@ pub(crate) static ENTRY: Entry = Entry {
         Parameter::new(
             "weight",
             Per::Model,
-            FACTOR,
+            Kind::FACTOR,
             Preset::Number(1.0),
             "factor of the model's Fisher information",
         ),
         Parameter::new(
             "epsilon",
             Per::Tensor,
-            FACTOR,
+            Kind::FACTOR,
             Preset::Number(1e-10),
             "what is added to all Fisher information",
         ),

@@ -124,9 +124,7 @@ impl Course {
         self.kernels.reinforced_sum(block.rows, epsilon, reinforced, counts, out);
         self.kernels.add_base(block.base, 1.0, out);
     }
-}
 
-impl Course {
     /// Counts what is above epsilon.
     fn count(&self) -> impl Fn(&Block<'_>, &mut Scratch, &mut [Kept]) + Send + Sync + 'static {
         let factors = self.factors.clone();

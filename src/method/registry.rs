@@ -131,6 +131,8 @@ pub enum Kind {
 impl Kind {
     /// Any finite number.
     pub const ANY: Self = Self::Number { least: f64::MIN, most: f64::MAX, open: false };
+    /// A factor or a floor of weights: so small that sums of products with any `f32` stay finite in doubles.
+    pub const FACTOR: Self = Self::Number { least: 0.0, most: 1e30, open: false };
     /// 0 to 1.
     pub const FRACTION: Self = Self::Number { least: 0.0, most: 1.0, open: false };
     /// Above 0, below 1.

@@ -10,8 +10,6 @@ use super::{AnyStage, Method, MethodError, Operand, TensorView, UnitView, Values
 use crate::kernel::Kernels;
 use crate::kernel::dense::{GROUP, packed};
 
-/// A factor of a Gram matrix, or of its ridge: so large that sums of products with any `f32` stay finite in doubles.
-const FACTOR: Kind = Kind::Number { least: 0.0, most: 1e30, open: false };
 /// What is added to each diagonal beside the ridge, so that inputs that no model has seen have a mean: 2^-100.
 const FLOOR: f64 = 1.0 / (1_u128 << 100) as f64;
 /// A pivot must be more than this share of its diagonal element: below, it is made of rounding errors.
@@ -44,7 +42,7 @@ pub(crate) static ENTRY: Entry = Entry {
         Parameter::new(
             "weight",
             Per::Model,
-            FACTOR,
+            Kind::FACTOR,
             Preset::Number(1.0),
             "factor of the model's Gram matrices",
         ),
@@ -58,7 +56,7 @@ pub(crate) static ENTRY: Entry = Entry {
         Parameter::new(
             "ridge",
             Per::Tensor,
-            FACTOR,
+            Kind::FACTOR,
             Preset::Number(1e-6),
             "share of a diagonal's mean that is added to it",
         ),
@@ -244,6 +242,8 @@ impl Solver for System {
 /// Tells a symmetric matrix from others, row by row, without holding it: G v and its transpose times v are equal, for a
 /// vector v of ones of both signs.
 struct Probe {
+    /// v.
+    signs: Vec<f64>,
     /// Row i of the matrix times v.
     rows: Vec<f64>,
     /// Column i times v.
@@ -255,7 +255,8 @@ struct Probe {
 impl Probe {
     fn new(inputs: usize) -> Self {
         let zeros = || vec![0.0; inputs];
-        Self { rows: zeros(), columns: zeros(), sizes: zeros() }
+        let signs = (0..inputs).map(Self::sign).collect();
+        Self { signs, rows: zeros(), columns: zeros(), sizes: zeros() }
     }
 
     /// The sign of element `i` of v.
@@ -265,11 +266,11 @@ impl Probe {
     }
 
     fn see(&mut self, i: usize, row: &[f32]) {
-        let own = Self::sign(i);
-        for (j, (&x, column)) in row.iter().zip(&mut self.columns).enumerate() {
+        let (own, sum, size) = (self.signs[i], &mut self.rows[i], &mut self.sizes[i]);
+        for ((&x, &sign), column) in row.iter().zip(&self.signs).zip(&mut self.columns) {
             let x = f64::from(x);
-            self.rows[i] += x * Self::sign(j);
-            self.sizes[i] += x.abs();
+            *sum += x * sign;
+            *size += x.abs();
             *column += x * own;
         }
     }

@@ -9,7 +9,6 @@ pub(crate) static ENTRY: Entry = Entry {
     about: "random elements of each task vector, and their weighted sum",
     source: "arXiv 2311.03099; mergekit 0.1.5",
     random: true,
-    evidence: None,
     parameters: &[WEIGHT, DENSITY, LAMBDA, normalize(false), rescale(true)],
     build: |setup| Family::boxed(setup, false, Thinning::Random { seed: setup.seed }),
     ..THINNED
@@ -21,7 +20,6 @@ pub(crate) static TIES: Entry = Entry {
     about: "random elements of each task vector, an elected sign, and the sum of those that have it",
     source: "arXiv 2311.03099; mergekit 0.1.5",
     random: true,
-    evidence: None,
     parameters: &[WEIGHT, DENSITY, LAMBDA, normalize(false), rescale(true)],
     build: |setup| Family::boxed(setup, true, Thinning::Random { seed: setup.seed }),
     ..THINNED

@@ -17,7 +17,6 @@ pub(crate) static ENTRY: Entry = Entry {
     about: "random elements of each task vector, larger ones rather, an elected sign, and the mean of those that have it",
     source: "arXiv 2406.11617; mergekit 0.1.5",
     random: true,
-    evidence: None,
     parameters: &[WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(true), rescale(true)],
     build: |setup| Family::boxed(setup, true, Thinning::Ranked { seed: setup.seed }),
     ..THINNED
@@ -29,7 +28,6 @@ pub(crate) static LINEAR: Entry = Entry {
     about: "random elements of each task vector, larger ones rather, and their weighted sum",
     source: "arXiv 2406.11617; mergekit 0.1.5",
     random: true,
-    evidence: None,
     parameters: &[WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(false), rescale(true)],
     build: |setup| Family::boxed(setup, false, Thinning::Ranked { seed: setup.seed }),
     ..THINNED
