@@ -22,6 +22,7 @@ mod layers;
 mod layout;
 mod model_card;
 mod natural;
+mod shards;
 mod sidecar;
 mod statistics;
 pub mod tokenizer;
@@ -37,6 +38,7 @@ pub use layers::{LayerOrigin, layer_counts, relayered};
 pub use layout::{Layout, LayoutError, OutShard, OutTensor, Placed};
 pub use model_card::{CardExpert, CardFile, ModelCard, display_name};
 pub use natural::compare as natural_order;
+pub(crate) use shards::hex;
 pub use sidecar::{config_json, side_files};
 pub use statistics::{
     RowMagnitudes, STATISTICS, StatisticsError, StatisticsHead, StatisticsReader, TensorRow,

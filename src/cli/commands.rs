@@ -96,8 +96,8 @@ fn run_recombine(args: &Recombine, all: &Args, display: &dyn Display) -> Outcome
     let signals = prepare_signals()?;
     let settings = convert::settings(&args.run);
     let job = Job::recombine(&args.components, &args.base, &args.lambda, settings, display)?;
-    let tell = Tell { json: args.json, output: true, keep: None };
-    make(&job, &args.out, &tell, all, &signals, display)
+    let tell = Tell { json: args.made.json, output: true, keep: None };
+    make(&job, &args.made.out, &tell, all, &signals, display)
 }
 
 fn run_apply(args: &Apply, all: &Args, display: &dyn Display) -> Outcome {
@@ -105,8 +105,8 @@ fn run_apply(args: &Apply, all: &Args, display: &dyn Display) -> Outcome {
     let settings = convert::settings(&args.run);
     let Apply { emr, base, task, rescale, .. } = args;
     let job = Job::apply(emr, base, task, rescale.as_deref(), settings, display)?;
-    let tell = Tell { json: args.json, output: true, keep: None };
-    make(&job, &args.out, &tell, all, &signals, display)
+    let tell = Tell { json: args.made.json, output: true, keep: None };
+    make(&job, &args.made.out, &tell, all, &signals, display)
 }
 
 pub(super) fn prepare_signals() -> Result<Signals, Error> {

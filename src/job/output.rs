@@ -9,8 +9,8 @@ use super::components::Writer;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
 use super::statistics::Collector;
-use crate::checkpoint::Layout;
 use crate::checkpoint::components::TileShares;
+use crate::checkpoint::{Layout, hex};
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
 };
@@ -427,15 +427,6 @@ impl Digested {
     fn finish(self) -> String {
         hex(&self.hasher.finalize())
     }
-}
-
-/// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 impl TileSink for Output<'_> {

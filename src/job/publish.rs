@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
-use super::output::{Output, hex};
+use super::output::Output;
 use super::verify::{self, Depth};
 use super::vocabulary::Tokenizer;
 use super::{Job, components};
@@ -16,7 +16,7 @@ use crate::checkpoint::tokenizer::{
     list_with_tokens, with_template, with_tokens,
 };
 use crate::checkpoint::{
-    CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, STATISTICS, config_json,
+    CardExpert, CardFile, CheckpointError, LayerOrigin, ModelCard, STATISTICS, config_json, hex,
     relayered, side_files,
 };
 use crate::engine::EngineError;

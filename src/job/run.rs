@@ -4,7 +4,6 @@
 //! is killed goes on behind the last piece; the bytes are the same, whatever the threads, the memory and
 //! the tiles of either run.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -15,23 +14,20 @@ use super::components::{self, Writer};
 use super::journal::{Cursor, Journal, Record};
 use super::output::{self, Output};
 use super::parcels::Shelf;
+use super::pieces::{WRITTEN, piece};
+use super::redo::Redo;
 use super::resume::{self, UnderWay};
 use super::snapshots::Snapshots;
 use super::staging::{Place, Staging};
 use super::statistics::{self, Collector};
 use super::{Job, publish};
-use crate::engine::sink::{SinkConfig, SinkError};
+use crate::engine::sink::SinkConfig;
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Sources, Work, host};
 use crate::error::Error;
-use crate::method::{AnyStage, ExpertOutcome, MethodError, Next, Outcome, Sampling, State};
+use crate::method::{AnyStage, ExpertOutcome, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Run, Segment};
 use crate::progress::{Event, Progress};
-
-/// Output bytes per piece of a map: what a kill can cost.
-const WRITTEN: u64 = 256 << 20;
-/// Input bytes per piece of a fold.
-const READ: u64 = 4 << 30;
 
 /// One kind of pass, as it went.
 #[derive(Clone, Debug, Serialize)]
@@ -213,79 +209,6 @@ pub(super) fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
     let mut reading = SourceConfig::new(job.mode);
     (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
     Source::open(job.input_files(), &reading).map_err(EngineError::Source)
-}
-
-/// What was made again already.
-#[derive(Default)]
-struct Redo {
-    shards: Vec<u32>,
-    /// Units and stages.
-    scans: Vec<(u32, u32)>,
-    statistics: bool,
-}
-
-impl Redo {
-    /// Whether the error concerns bytes of a shard that can be made again: what was recorded of them is taken
-    /// back then, and the next attempt begins before it.
-    ///
-    /// A shard that could not be synced is thrown away, since nobody knows what it holds. Once: a disk that
-    /// fails again is not to be trusted. A scan whose parcels were lost is made again, also once.
-    fn can(&mut self, staging: &Staging<'_>, error: &Error) -> Result<bool, Error> {
-        if let Error::Engine(EngineError::Method { error: MethodError::Lost(_), .. }) = error {
-            return self.can_scan(staging);
-        }
-        let (Error::Sink(sink) | Error::Engine(EngineError::Sink(sink))) = error else {
-            return Ok(false);
-        };
-        if matches!(sink, SinkError::Sync { .. } | SinkError::Damaged { .. }) {
-            // Whoever works here now relies on what would be taken back.
-            staging.check_lock()?;
-        }
-        match sink {
-            SinkError::Sync { path, .. } => {
-                let Some(shard) = staging.shard_at(path).filter(|k| !self.shards.contains(k))
-                else {
-                    return Ok(false);
-                };
-                self.shards.push(shard);
-                staging.discard(path)?;
-                let _any = staging.journal()?.take_back_bytes(shard, 0, u64::MAX)?;
-                Ok(true)
-            }
-            SinkError::Damaged { path, offset, len } => match staging.shard_at(path) {
-                Some(shard) => staging.journal()?.take_back_bytes(shard, *offset, *len),
-                None if components::is_data(path) => {
-                    staging.journal()?.take_back_components(*offset)
-                }
-                // The next attempt takes back what the file belongs to.
-                None if path.starts_with(staging.state()) => {
-                    Ok(!std::mem::replace(&mut self.statistics, true))
-                }
-                None => Ok(false),
-            },
-            _ => Ok(false),
-        }
-    }
-
-    /// Takes back all records of the stage that the last one speaks of: its parcels were lost.
-    fn can_scan(&mut self, staging: &Staging<'_>) -> Result<bool, Error> {
-        staging.check_lock()?;
-        let mut journal = staging.journal()?;
-        let Cursor { units, stage, .. } = journal.cursor();
-        let scan = (units, stage);
-        if self.scans.contains(&scan) {
-            return Ok(false);
-        }
-        self.scans.push(scan);
-        // A record without elements is about the end of what came before.
-        let of_it = |record: &Record| {
-            let Cursor { units, stage, elements, .. } = record.cursor;
-            (units, stage) == scan && elements > 0
-        };
-        let first = journal.records().position(of_it);
-        first.map_or(Ok(()), |keep| journal.take_back(keep))?;
-        Ok(first.is_some())
-    }
 }
 
 struct Passes<'a> {
@@ -545,42 +468,6 @@ impl Passes<'_> {
         }
         Ok(result)
     }
-}
-
-/// The next piece of work: so many elements that the usual number of bytes is written or read.
-pub(super) fn piece(
-    job: &Job,
-    segments: &[u32],
-    from: u64,
-    total: u64,
-    writes: bool,
-    share: f64,
-) -> Range<u64> {
-    let plan = &job.plan;
-    let all = segments.iter().map(|&s| &plan.segments[s as usize]);
-    let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
-    let widest = all
-        .map(|s| match s.out_size {
-            // What is made instead of an output takes about a value for each element.
-            0 if writes => 4,
-            size if writes => size.into(),
-            _ => s.element_bytes(),
-        })
-        .max()
-        .unwrap_or(1);
-    let most = job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
-    let elements = ((most / widest) as f64 / share) as u64;
-    // No piece ends amid a grain, and each has at least one.
-    let mut to = total.min(from.saturating_add(elements.max(grain)));
-    if let Some(most) = statistics::tensors_at_once(job).filter(|_| writes) {
-        let end = |&s: &u32| plan.segments[s as usize].elements;
-        let ends = segments.iter().map(end).scan(0, |sum, it| {
-            *sum += it;
-            Some(*sum)
-        });
-        to = ends.filter(|&end| end > from).nth(most - 1).map_or(to, |end| end.min(to));
-    }
-    from..if to < total { plan.aligned(segments, to) } else { total }
 }
 
 /// Ends the merge here if a piece was stopped before its end.

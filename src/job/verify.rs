@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use super::components::{self, Components};
 use super::manifest::{self, Manifest, ManifestExtent, ManifestFile};
-use super::output::{file_of, hex};
+use super::output::file_of;
 use super::staging::{self, PlanFile};
 use crate::checkpoint::components::Kind;
-use crate::checkpoint::{Catalog, CheckpointError, OpenOptions};
+use crate::checkpoint::{Catalog, CheckpointError, OpenOptions, hex};
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;

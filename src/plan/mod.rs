@@ -6,6 +6,7 @@
 
 mod align;
 mod budget;
+mod demand;
 mod evidence;
 mod inputs;
 mod layers;
@@ -15,6 +16,7 @@ mod problem;
 mod reading;
 pub mod rows;
 mod seen;
+mod segment;
 mod select;
 mod slices;
 pub mod solve;
@@ -39,6 +41,7 @@ pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};
 pub use problem::{Problem, Problems};
 pub use reading::{Grain, Mode};
 pub(crate) use seen::{ROWS_HELD, row_bytes};
+pub use segment::{Action, Segment, SourceRef};
 pub use select::Selection;
 pub use solve::Solve;
 pub use summary::{AdapterSummary, PassSummary, PlanSummary};
@@ -46,161 +49,14 @@ pub use tiles::{Tile, sampled, tiles};
 use units::Merged;
 pub use units::{Positions, Unit, kind, layer, numbered};
 
-use crate::checkpoint::components::{Entry, FRAME};
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
-use crate::method::{Evidence, Method, Scope, TensorView, UnitView, Values, block_len};
-use crate::recipe::{Coefficients, Matched, Named, OutputDtype, Place, Recipe, RecipeError};
+use crate::method::{Evidence, Method, TensorView, UnitView, Values};
+use crate::recipe::{Matched, Named, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
-use low_rank::LowRank;
+use demand::demand;
 use origin::Origins;
-use rows::RowMap;
 use slices::Sliced;
-
-/// What is done with a run of elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Merged by the method.
-    Merge,
-    /// Taken from the base, converted to the output type.
-    Convert,
-    /// Taken from the base byte by byte; with `check`, all sources must be equal to it.
-    Copy {
-        /// Whether the experts must agree.
-        check: bool,
-    },
-}
-
-/// Where a run of elements lies in one checkpoint.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SourceRef {
-    /// Its position among [`Inputs::catalogs`], or behind them among [`Inputs::evidence`].
-    pub checkpoint: u32,
-    /// Index among the files of all checkpoints.
-    pub file: u32,
-    /// Absolute offset of the first element, in bytes.
-    pub offset: u64,
-    /// How elements are stored (without meaning for [`Action::Copy`]).
-    pub float: Float,
-    /// What an adapter adds to the tensor that the run is a part of. The elements are numbered as in the output.
-    pub low_rank: Option<Arc<LowRank>>,
-    /// Where the rows are, if they are not where they were: then the elements are `f32` that are made of them.
-    pub rows: Option<Arc<RowMap>>,
-}
-
-impl SourceRef {
-    /// Whether the stored bytes are those of another source.
-    pub fn shares(&self, other: &Self) -> bool {
-        let plain = self.rows.is_none() && other.rows.is_none();
-        plain && (self.file, self.offset) == (other.file, other.offset)
-    }
-
-    /// The offset of an element, `plain` bytes behind the first one unless rows move.
-    pub fn at(&self, element: u64, plain: u64) -> u64 {
-        let Some(map) = &self.rows else { return self.offset + plain };
-        let found = map.runs(element, element + 1).first().and_then(|run| {
-            let &(table, row) = run.from.first()?;
-            let table = &map.tables[table as usize];
-            let inside = element - run.first * map.columns;
-            Some(table.offset + (row * map.columns + inside) * table.float.size() as u64)
-        });
-        found.unwrap_or(self.offset)
-    }
-}
-
-/// A run of elements of one output tensor that is treated alike. Tiles are cut from it.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// Index into [`Plan::tensors`].
-    pub tensor: u32,
-    /// First element in the tensor.
-    pub first: u64,
-    /// What is done.
-    pub action: Action,
-    /// Number of elements; bytes for [`Action::Copy`].
-    pub elements: u64,
-    /// For [`Action::Merge`] all that take part in order, then what weighs each of them; else the donor, and those that
-    /// must agree with it.
-    pub sources: Box<[SourceRef]>,
-    /// What was measured of the models about these elements.
-    pub told: Told,
-    /// Elements that must meet in one block, see [`Method::grain`]; 1 if nothing is merged.
-    pub grain: u64,
-    /// Its place among the segments of its unit.
-    pub place: u32,
-    /// Output type, and its bytes per element (1 for [`Action::Copy`]).
-    pub out: Float,
-    /// Bytes per output element; 0 if no output is made.
-    pub out_size: u32,
-    /// Output shard.
-    pub shard: u32,
-    /// Absolute offset in the output shard.
-    pub offset: u64,
-}
-
-impl Segment {
-    /// Elements of a tile of at most `most`: whole blocks, if they have a grain, and at least one.
-    pub fn tile(&self, most: u32) -> u64 {
-        match self.grain {
-            0 | 1 => u64::from(most),
-            grain => (u64::from(most) / grain * grain).max(grain),
-        }
-    }
-
-    /// How many of the sources have values to merge: the others weigh them.
-    pub fn valued(&self) -> usize {
-        match self.told {
-            Told::Weights(weights) => self.sources.len() - weights as usize,
-            Told::Nothing | Told::Grams(_) => self.sources.len(),
-        }
-    }
-
-    /// Leaves the donor as the only source; that the experts agree with it was seen before.
-    fn forget_experts(&mut self) {
-        self.sources = self.sources.iter().take(1).cloned().collect();
-        if let Action::Copy { check } = &mut self.action {
-            *check = false;
-        }
-    }
-
-    /// Whether its data is looked at even where no output is made: what is merged, and what experts must agree on.
-    fn is_needed(&self) -> bool {
-        match self.action {
-            Action::Merge => true,
-            Action::Convert => false,
-            Action::Copy { check } => check && self.sources.len() > 1,
-        }
-    }
-
-    /// Leaves it no place in an output.
-    fn forget_output(&mut self) {
-        (self.out_size, self.shard, self.offset) = (0, 0, 0);
-    }
-
-    /// Bytes per element in source `i`.
-    pub fn source_size(&self, i: usize) -> u64 {
-        match self.action {
-            Action::Copy { .. } => 1,
-            Action::Merge | Action::Convert => self.sources[i].float.size() as u64,
-        }
-    }
-
-    /// The sources whose bytes are read: those that share theirs with an earlier one are left out.
-    pub fn read(&self) -> impl Iterator<Item = usize> {
-        let fresh = |&i: &usize| !self.sources[..i].iter().any(|s| s.shares(&self.sources[i]));
-        (0..self.sources.len()).filter(fresh)
-    }
-
-    /// Bytes that reading one element takes, over all sources.
-    pub fn element_bytes(&self) -> u64 {
-        self.read().map(|i| self.source_size(i)).sum()
-    }
-
-    /// Bytes that reading the whole segment once takes, over all sources, and what else it is made from.
-    pub fn input_bytes(&self) -> u64 {
-        self.element_bytes() * self.elements + self.solve().map_or(0, Solve::gram_bytes)
-    }
-}
 
 /// Units that are read and merged in one go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -587,77 +443,6 @@ fn views(
         });
     }
     Ok(views)
-}
-
-fn demand(
-    recipe: &Recipe,
-    inputs: &Inputs,
-    segments: &[Segment],
-    units: &[Unit],
-    method: &dyn Method,
-    means: &Means,
-) -> budget::Demand {
-    let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
-    let solved =
-        |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
-    let single = units.iter().filter(|u| u.segments.len() == 1 && !solved(u));
-    let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
-    let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
-    // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
-    let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
-    let block = block.saturating_sub(crate::method::BLOCK) as u64;
-    let tensors: usize = inputs.catalogs().chain(&inputs.evidence).map(|c| c.tensors.len()).sum();
-    let low_rank = low_rank::Need::new(segments);
-    let maps = segments.iter().flat_map(|s| &s.sources).filter_map(|s| s.rows.as_ref());
-    let runs: usize = maps.map(|map| map.runs.len()).sum();
-    let products =
-        segments.iter().flat_map(|s| &s.sources).filter(|s| s.low_rank.is_some()).count();
-    let read = segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64;
-    let stored = widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0));
-    let (n, frame) = (recipe.models.len() as u64, u64::from(FRAME));
-    // A frame as entries, and packed.
-    let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
-    let (inputs_read, input_bytes, entries, frames) = match means.beside {
-        Beside::Nothing => (read, stored, 0, 0),
-        Beside::Shares | Beside::Unified => {
-            let entries = n * size_of::<Entry>() as u64;
-            (read, stored, entries, unpacked + n * block_rows())
-        }
-        Beside::Frames { largest } => {
-            (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
-        }
-    };
-    let seen = means.statistics.then(|| {
-        let meet = segments.iter().map(Segment::valued).max().unwrap_or(0) as u64;
-        [seen::worker_bytes(meet, block), seen::common_bytes(meet)]
-    });
-    let [seen, told] = seen.unwrap_or_default();
-    budget::Demand {
-        mode: means.mode,
-        inputs: inputs_read,
-        low_rank,
-        solve: solve::Need::new(segments, units, method),
-        input_bytes,
-        output_bytes: widest(|s| u64::from(s.out_size)) + entries,
-        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames + seen,
-        catalog_bytes: tensors as u64 * 320
-            + segments.len() as u64 * 160
-            + products as u64 * 800
-            + runs as u64 * 80
-            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes)
-            + told,
-        whole: (recipe.scope != Scope::Model)
-            .then(|| single.map(|u| u.view.elements).max())
-            .flatten(),
-        grain,
-        threads: means.threads,
-        tile: means.tile,
-    }
-}
-
-/// Bytes of a row of a block.
-fn block_rows() -> u64 {
-    4 * crate::method::BLOCK as u64
 }
 
 /// Copies first, since they can fail; then units in output order, small neighbours together.

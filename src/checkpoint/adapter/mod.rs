@@ -24,7 +24,8 @@ use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
 use super::DType;
-use super::catalog::{self, Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};
+use super::catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};
+use super::shards;
 use config::{Config, INSTEAD};
 use names::Role;
 
@@ -125,7 +126,7 @@ impl Adapter {
     pub fn open(path: &Path, options: OpenOptions) -> Result<Self, CheckpointError> {
         let (weights, config_path) = (path.join(WEIGHTS), path.join(CONFIG));
         let not = |reason: String| CheckpointError::NotAnAdapter { path: path.to_owned(), reason };
-        let meta = std::fs::metadata(path).map_err(|e| catalog::io_error(path, e))?;
+        let meta = std::fs::metadata(path).map_err(|e| shards::io_error(path, e))?;
         if !meta.is_dir() {
             return Err(not("it is no directory".to_owned()));
         }
@@ -142,7 +143,7 @@ impl Adapter {
             }));
         }
         let (config_file, config) = config_file(&config_path, options)?;
-        let (file, tensors, file_warnings) = catalog::read_shard(&weights, WEIGHTS, 0, options)?;
+        let (file, tensors, file_warnings) = shards::read_shard(&weights, WEIGHTS, 0, options)?;
         let wrong = |reason: String| CheckpointError::File { path: weights.clone(), reason };
         let mut warnings = file_warnings;
         warnings.extend(
@@ -175,14 +176,14 @@ impl Adapter {
 
 fn config_file(path: &Path, options: OpenOptions) -> Result<(ShardFile, Config), CheckpointError> {
     let wrong = |reason: String| CheckpointError::File { path: path.to_owned(), reason };
-    let (file, meta) = catalog::open_regular(path)?;
+    let (file, meta) = shards::open_regular(path)?;
     if meta.len() > MAX_CONFIG {
         return Err(wrong(format!("has {} bytes, too many for a configuration", meta.len())));
     }
     let mut text = vec![0; meta.len() as usize];
-    file.read_exact_at(&mut text, 0).map_err(|e| catalog::io_error(path, e))?;
+    file.read_exact_at(&mut text, 0).map_err(|e| shards::io_error(path, e))?;
     let config = Config::parse(&text, options.lenient).map_err(wrong)?;
-    let hash = catalog::hex(&Sha256::digest(&text));
+    let hash = shards::hex(&Sha256::digest(&text));
     Ok((ShardFile::new(path, CONFIG, &meta, meta.len(), hash), config))
 }
 

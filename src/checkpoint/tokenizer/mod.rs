@@ -9,7 +9,8 @@ mod vocabulary;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::catalog::{self, CheckpointError};
+use super::catalog::CheckpointError;
+use super::shards;
 
 pub use template::{TEMPLATE, TEMPLATE_JSON, built_in, built_in_names, template, with_template};
 pub use union::{config_with_tokens, list_with_tokens, with_tokens};
@@ -55,12 +56,12 @@ pub fn vocabulary(root: &Path) -> Result<Option<Vocabulary>, CheckpointError> {
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }
-    let (file, meta) = catalog::open_regular(&path)?;
+    let (file, meta) = shards::open_regular(&path)?;
     let wrong = |reason: String| CheckpointError::File { path: path.clone(), reason };
     if meta.len() > MAX_BYTES {
         return Err(wrong(format!("has {} bytes, too many for a tokenizer", meta.len())));
     }
     let mut bytes = vec![0; meta.len() as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(|e| catalog::io_error(&path, e))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|e| shards::io_error(&path, e))?;
     Vocabulary::parse(&bytes).map(Some).map_err(wrong)
 }

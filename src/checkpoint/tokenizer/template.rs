@@ -6,8 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::super::catalog::{self, CheckpointError};
+use super::super::catalog::CheckpointError;
 use super::super::json::Entries;
+use super::super::shards;
 use super::TOKENIZER_CONFIG;
 
 /// The file that loaders look at first.
@@ -68,13 +69,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }
-    let (file, meta) = catalog::open_regular(path)?;
+    let (file, meta) = shards::open_regular(path)?;
     if meta.len() > MAX_BYTES {
         let reason = format!("has {} bytes, too many for a chat template", meta.len());
         return Err(CheckpointError::File { path: path.to_owned(), reason });
     }
     let mut bytes = vec![0; meta.len() as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(|e| catalog::io_error(path, e))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|e| shards::io_error(path, e))?;
     Ok(Some(bytes))
 }
 

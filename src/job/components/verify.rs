@@ -7,10 +7,10 @@ use sha2::{Digest, Sha256};
 
 use super::{Components, Grown, Names, scan};
 use crate::checkpoint::components::{Form, HEAD, Kind};
+use crate::checkpoint::hex;
 use crate::engine::EngineError;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
-use crate::job::output::hex;
 use crate::job::verify::{Depth, Finding, VerifyReport};
 
 /// Looks at the data file of a directory of components: its size, or every byte.

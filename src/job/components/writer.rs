@@ -8,11 +8,11 @@ use sha2::{Digest, Sha256};
 
 use super::{Components, Names, StoredShares, recombine, rescale, scan};
 use crate::checkpoint::components::{FRAME, Form, Frame, HEAD, TileShares};
+use crate::checkpoint::hex;
 use crate::engine::sink::{SinkError, Storage, StoredFile, Trail, durable};
 use crate::error::Error;
 use crate::job::Job;
 use crate::job::manifest::{ManifestExtent, ManifestFile};
-use crate::job::output::hex;
 use crate::method::BLOCK;
 use crate::plan::{Plan, Tile};
 

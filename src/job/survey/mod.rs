@@ -18,8 +18,9 @@ use std::time::Instant;
 use super::findings::Findings;
 use super::journal::{self, Cursor, Journal, Record};
 use super::parcels::{Bundle, Shelf, Stored};
+use super::pieces::piece;
 use super::resume::UnderWay;
-use super::run::{self, open};
+use super::run::open;
 use super::snapshots::Snapshots;
 use super::{Job, Ties};
 use crate::engine::sink::SinkError;
@@ -256,7 +257,7 @@ impl Pass<'_> {
         let (view, segments) = (job.plan.view(unit), job.plan.unit_segments(unit));
         let merges = self.merges();
         let share = stage.sample().map_or(1.0, Sampling::share);
-        let range = run::piece(job, segments, cursor.elements, view.elements, false, share);
+        let range = piece(job, segments, cursor.elements, view.elements, false, share);
         let begin =
             |merge| self.shelf.begin((unit, cursor.stage * merges + merge, cursor.elements));
         let bundles = Bundles((0..merges).map(begin).collect());

@@ -1,14 +1,15 @@
 //! What can be typed.
 
+mod recipe;
+
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 
-use crate::method::Strategy;
-use crate::recipe::{
-    Failpoint, IoRequest, Missing, NonFinite, OutputDtype, Scope, Stop, Vocab, Words, WriteRequest,
-};
+pub(super) use recipe::{RecipeArgs, RecipeFlags, RunArgs};
+
+use crate::recipe::{Failpoint, IoRequest, Stop, Words};
 use crate::search::Axis;
 
 const EXIT_CODES: &str = "\
@@ -149,12 +150,8 @@ pub(super) struct Recombine {
     pub(super) lambda: Vec<f64>,
     #[command(flatten)]
     pub(super) run: RunArgs,
-    /// Create this directory; it must not exist, or be empty
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub(super) out: PathBuf,
-    /// Print the report as JSON to standard output
-    #[arg(long, help_heading = "Messages")]
-    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) made: Made,
 }
 
 /// The model of one task of a merge by EMR-Merging.
@@ -174,6 +171,13 @@ pub(super) struct Apply {
     pub(super) rescale: Option<String>,
     #[command(flatten)]
     pub(super) run: RunArgs,
+    #[command(flatten)]
+    pub(super) made: Made,
+}
+
+/// What is made, and how that is told.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Made {
     /// Create this directory; it must not exist, or be empty
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: PathBuf,
@@ -295,136 +299,6 @@ pub(super) struct Report {
     /// Print the numbers behind the pictures as JSON instead
     #[arg(long, conflicts_with = "out")]
     pub(super) json: bool,
-}
-
-/// What decides the bytes of the output.
-#[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Recipe")]
-pub(super) struct RecipeArgs {
-    /// Take the recipe from this YAML file, in mergekit's schema, instead of flags
-    #[arg(value_name = "RECIPE.yml", conflicts_with = "from_flags")]
-    pub(super) file: Option<PathBuf>,
-    /// Where a recipe with several merges has the models that others of its merges use [default: OUT.stages]
-    #[arg(short = 'I', long, value_name = "DIR", conflicts_with = "from_flags")]
-    pub(super) intermediate_dir: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) flags: RecipeFlags,
-}
-
-#[derive(Debug, ClapArgs)]
-#[group(id = "from_flags", multiple = true)]
-pub(super) struct RecipeFlags {
-    /// Base checkpoint; some methods need none
-    #[arg(long, value_name = "DIR")]
-    pub(super) base: Option<PathBuf>,
-    /// Expert checkpoint, with its own lambda or weight if given; repeat, order matters
-    #[arg(long = "expert", value_name = "DIR[=NUMBER]", required_unless_present = "file")]
-    pub(super) experts: Vec<String>,
-    /// Merge method, see `reflow methods` [default: pcb]
-    #[arg(long, value_name = "NAME")]
-    pub(super) method: Option<String>,
-    /// Which definition of a method that has several
-    #[arg(long, value_name = "NAME")]
-    pub(super) dialect: Option<String>,
-    /// Parameter of the method, for all models: a value, a gradient or filters as in YAML; repeat
-    #[arg(long = "param", value_name = "NAME=VALUE")]
-    pub(super) parameters: Vec<String>,
-    /// File of lambdas or weights: a number for each expert, tensor by tensor (JSON or safetensors)
-    #[arg(long, value_name = "FILE")]
-    pub(super) coefficients: Option<PathBuf>,
-    /// File that names the tensors of coefficients in positional form, one a line
-    #[arg(long, value_name = "FILE", requires = "coefficients")]
-    pub(super) coefficients_order: Option<PathBuf>,
-    /// Fisher information of an expert, a checkpoint of its own; repeat, in the experts' order (fisher)
-    #[arg(long, value_name = "PATH")]
-    pub(super) fisher: Vec<PathBuf>,
-    /// Gram matrices of an expert, a checkpoint of its own; repeat, in the experts' order (regmean)
-    #[arg(long, value_name = "PATH")]
-    pub(super) gram: Vec<PathBuf>,
-    /// Seed of methods that draw random numbers [default: 0]
-    #[arg(long, value_name = "N")]
-    pub(super) seed: Option<u64>,
-    /// PCB definition [default: a] [possible values: a, b, c, d, paper]
-    #[arg(long, value_name = "NAME")]
-    pub(super) variant: Option<String>,
-    /// Fraction of elements kept of each expert [default: 0.1]
-    #[arg(long, value_name = "FRACTION")]
-    pub(super) keep: Option<f64>,
-    /// Lambda of experts that name none [default: 1.0]
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
-    pub(super) lambda: Option<f64>,
-    /// Take statistics over the whole model, each layer or each tensor [default: the method's]
-    #[arg(long, value_parser = word::<Scope>())]
-    pub(super) scope: Option<Scope>,
-    /// Merge only tensors that match; repeat
-    #[arg(long, value_name = "GLOB")]
-    pub(super) include: Vec<String>,
-    /// Take tensors that match from the base; repeat
-    #[arg(long, value_name = "GLOB")]
-    pub(super) exclude: Vec<String>,
-    /// Element type of the output [default: keep]
-    #[arg(long, value_parser = word::<OutputDtype>())]
-    pub(super) dtype: Option<OutputDtype>,
-    /// Data per output shard, at most [default: 5GB]
-    #[arg(long, value_name = "SIZE", value_parser = size())]
-    pub(super) shard_size: Option<u64>,
-    /// Tensors that an expert lacks: an error, or unchanged [default: error]
-    #[arg(long, value_parser = word::<Missing>())]
-    pub(super) missing: Option<Missing>,
-    /// Vocabularies of different size: an error, or merge the rows all have [default: error]
-    #[arg(long, value_parser = word::<Vocab>())]
-    pub(super) vocab: Option<Vocab>,
-    /// NaN and infinity in an input: an error, or the base's value [default: error]
-    #[arg(long, value_parser = word::<NonFinite>())]
-    pub(super) nonfinite: Option<NonFinite>,
-    /// Turn harmless deviations from the format into warnings
-    #[arg(long)]
-    pub(super) lenient: bool,
-    /// Count tied tensors as often as they are stored
-    #[arg(long)]
-    pub(super) count_aliases: bool,
-    /// Copy the base's Python files, too
-    #[arg(long)]
-    pub(super) copy_code: bool,
-}
-
-/// How it is run; changes no byte of the output.
-#[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Run")]
-pub(super) struct RunArgs {
-    /// Memory to use at most, page cache included [default: 7/8 of a container's, half of a machine's]
-    #[arg(long, value_name = "SIZE", value_parser = size())]
-    pub(super) memory: Option<u64>,
-    /// Worker threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    pub(super) threads: Option<u16>,
-    /// How inputs are read
-    #[arg(long, value_parser = word::<IoRequest>(), default_value = "auto")]
-    pub(super) io: IoRequest,
-    /// How output is written: through the page cache or past it (for tests)
-    #[arg(long, hide = true, value_parser = word::<WriteRequest>(), default_value = "auto")]
-    pub(super) write: WriteRequest,
-    /// How order statistics are found: the same bytes in two reads, or in five (for tests)
-    #[arg(long, hide = true, value_parser = word::<Strategy>(), default_value = "fused")]
-    pub(super) selection: Strategy,
-    /// Start over instead of going on where an earlier attempt stopped
-    #[arg(long)]
-    pub(super) restart: bool,
-    /// Read every byte of the output once more before it is published
-    #[arg(long)]
-    pub(super) verify: bool,
-    /// Bytes of recorded output to read back before going on (for tests)
-    #[arg(long, hide = true, value_parser = size())]
-    pub(super) reread: Option<u64>,
-    /// Stop before a call that writes, kill:N or pause:N (for tests)
-    #[arg(long, hide = true, value_parser = failpoint)]
-    pub(super) failpoint: Option<Failpoint>,
-    /// Bytes between two records of progress (for tests)
-    #[arg(long, hide = true, value_parser = size())]
-    pub(super) checkpoint: Option<u64>,
-    /// Elements per tile (for tests)
-    #[arg(long, hide = true, value_parser = value_parser!(u32).range(1..=1 << 30))]
-    pub(super) tile: Option<u32>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,0 +1,76 @@
+//! What the budget depends on, added up from the plan.
+
+use super::{Beside, Inputs, Means, Segment, Unit, budget, low_rank, seen, solve};
+use crate::checkpoint::components::{Entry, FRAME};
+use crate::method::{Method, Scope, block_len};
+use crate::recipe::{Coefficients, Recipe};
+pub(super) fn demand(
+    recipe: &Recipe,
+    inputs: &Inputs,
+    segments: &[Segment],
+    units: &[Unit],
+    method: &dyn Method,
+    means: &Means,
+) -> budget::Demand {
+    let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
+    let solved =
+        |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
+    let single = units.iter().filter(|u| u.segments.len() == 1 && !solved(u));
+    let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
+    let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
+    // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
+    let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
+    let block = block.saturating_sub(crate::method::BLOCK) as u64;
+    let tensors: usize = inputs.catalogs().chain(&inputs.evidence).map(|c| c.tensors.len()).sum();
+    let low_rank = low_rank::Need::new(segments);
+    let maps = segments.iter().flat_map(|s| &s.sources).filter_map(|s| s.rows.as_ref());
+    let runs: usize = maps.map(|map| map.runs.len()).sum();
+    let products =
+        segments.iter().flat_map(|s| &s.sources).filter(|s| s.low_rank.is_some()).count();
+    let read = segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64;
+    let stored = widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0));
+    let (n, frame) = (recipe.models.len() as u64, u64::from(FRAME));
+    // A frame as entries, and packed.
+    let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
+    let (inputs_read, input_bytes, entries, frames) = match means.beside {
+        Beside::Nothing => (read, stored, 0, 0),
+        Beside::Shares | Beside::Unified => {
+            let entries = n * size_of::<Entry>() as u64;
+            (read, stored, entries, unpacked + n * block_rows())
+        }
+        Beside::Frames { largest } => {
+            (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
+        }
+    };
+    let seen = means.statistics.then(|| {
+        let meet = segments.iter().map(Segment::valued).max().unwrap_or(0) as u64;
+        [seen::worker_bytes(meet, block), seen::common_bytes(meet)]
+    });
+    let [seen, told] = seen.unwrap_or_default();
+    budget::Demand {
+        mode: means.mode,
+        inputs: inputs_read,
+        low_rank,
+        solve: solve::Need::new(segments, units, method),
+        input_bytes,
+        output_bytes: widest(|s| u64::from(s.out_size)) + entries,
+        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames + seen,
+        catalog_bytes: tensors as u64 * 320
+            + segments.len() as u64 * 160
+            + products as u64 * 800
+            + runs as u64 * 80
+            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes)
+            + told,
+        whole: (recipe.scope != Scope::Model)
+            .then(|| single.map(|u| u.view.elements).max())
+            .flatten(),
+        grain,
+        threads: means.threads,
+        tile: means.tile,
+    }
+}
+
+/// Bytes of a row of a block.
+fn block_rows() -> u64 {
+    4 * crate::method::BLOCK as u64
+}
