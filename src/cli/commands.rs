@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{Apply, Args, Command, Inspect, LogFormat, Merge, Plan, Recombine};
+use super::args::{
+    Apply, Args, Command, Extras, Inspect, LogFormat, Merge, Plan, Recombine, RunArgs,
+};
 use super::progress::{self, Display};
 use super::signals::Signals;
 use super::{Outcome, convert, diff, inspect, methods, output, pictures, plan, report, upkeep};
@@ -83,13 +85,18 @@ fn run_stage(
 ) -> Outcome {
     warn(display, stage.warnings.iter().map(String::as_str));
     let (recipe, keep) = (stage.recipe.clone(), stage.recipe.kept());
-    let last = stage.name.is_none();
-    let components = args.components.clone().filter(|_| last);
-    let statistics = args.statistics && last;
-    let settings = Settings { components, statistics, ..convert::settings(&args.run) };
+    let settings = settings_of(stage, &args.run, &args.extras);
     let job = Job::plan(recipe, settings, Ties::Compare(&signals.cancel), display)?;
-    let tell = Tell { json: args.json, output: last, keep };
+    let tell = Tell { json: args.json, output: stage.name.is_none(), keep };
     make(&job, out, &tell, all, signals, display)
+}
+
+/// How a stage is run. What else is to be made is made of the last one.
+fn settings_of(stage: &Stage, run: &RunArgs, extras: &Extras) -> Settings {
+    let last = stage.name.is_none();
+    let components = extras.components.clone().filter(|_| last);
+    let statistics = extras.statistics && last;
+    Settings { components, statistics, ..convert::settings(run) }
 }
 
 fn run_recombine(args: &Recombine, all: &Args, display: &dyn Display) -> Outcome {
@@ -211,7 +218,7 @@ fn plan_stage(
     display: &dyn Display,
 ) -> Result<(String, serde_json::Value), Error> {
     warn(display, stage.warnings.iter().map(String::as_str));
-    let settings = convert::settings(&args.run);
+    let settings = settings_of(stage, &args.run, &args.extras);
     let job = Job::plan(stage.recipe.clone(), settings, Ties::Assume, display)?;
     let summary = job.summary();
     let space = out.map(|out| job.preflight(out)).transpose()?;

@@ -82,7 +82,7 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
     line(
         "",
         format!(
-            "{} for {} tiles of {} elements, {}{}{} for statistics ({}), {} for writing, {} for \
+            "{} for {} tiles of {} elements, {}{}{} for statistics ({}), {}{} for writing, {} for \
              program and headers",
             bytes(memory.input_bytes + memory.output_bytes),
             memory.tiles,
@@ -97,6 +97,10 @@ pub(super) fn render(plan: &PlanSummary, io: &str) -> String {
             },
             bytes(memory.fold_bytes),
             workers(memory.workers),
+            match memory.seen_bytes {
+                0 => String::new(),
+                seen => format!("{} for what --statistics sees, ", bytes(seen)),
+            },
             bytes(memory.write_bytes),
             bytes(memory.fixed_bytes),
         ),

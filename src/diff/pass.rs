@@ -110,6 +110,7 @@ impl Pass<'_> {
             output_bytes: 0,
             // Rows of a block, and what two tiles have come to.
             state_bytes: 8 * (BLOCK as u64) * 4 + 2 * stats,
+            seen_bytes: (0, 0),
             // Headers and names, then a row of the report and its text.
             catalog_bytes: tensors * 320
                 + self.pairs.both.len() as u64 * 2048

@@ -9,11 +9,12 @@ use std::thread;
 
 use super::adapters::{Adapters, Products};
 use super::decode::{Decoder, INFINITY, TileData, encode};
+use super::observe::Observer;
 use super::source::{ByteRange, Source};
 use super::{Context, EngineError, PassResult, Sources, TileSink};
 use crate::method::solve::{Crew, Job};
 use crate::method::{BLOCK, MethodError, Outcome};
-use crate::plan::{Segment, Solve, SourceRef};
+use crate::plan::{Segment, Solve, SourceRef, Tile};
 
 /// The threads of a pass.
 struct Threads<'a> {
@@ -140,7 +141,7 @@ impl Solving<'_> {
         &'b self,
         sources: &'b [usize],
     ) -> impl Iterator<Item = (u64, Vec<ByteRange>)> + 'b {
-        let (all, most) = (self.segment.elements, self.solve.elements());
+        let (all, most) = (self.segment.elements, self.solve.elements(sources.len()));
         let range = move |start: u64, i: usize| {
             let (source, size) = (&self.segment.sources[i], self.segment.source_size(i));
             let len = (most.min(all - start) * size) as usize;
@@ -154,14 +155,20 @@ impl Solving<'_> {
     fn tile<'b>(&'b self, start: u64, given: &[(usize, &'b [u8])]) -> TileData<'b> {
         let mut bytes: Vec<&[u8]> = vec![&[]; self.segment.sources.len()];
         given.iter().for_each(|&(i, part)| bytes[i] = part);
+        let elements = given.first().map_or(0, |&(i, part)| part.len() / self.size(i));
         TileData {
             segment: self.segment,
             index: self.index,
             start,
-            elements: self.solve.elements().min(self.segment.elements - start) as usize,
+            elements,
             bytes,
             products: &self.products,
         }
+    }
+
+    /// Bytes of an element in a source.
+    fn size(&self, source: usize) -> usize {
+        self.segment.source_size(source) as usize
     }
 
     /// Where an element of the tensor lies among rows of inputs, one for each output.
@@ -251,7 +258,8 @@ impl Solving<'_> {
         })
     }
 
-    /// Writes what is solved for, which is relative to the weights of the first model.
+    /// Writes what is solved for, which is relative to the weights of the first model. For statistics, all models are
+    /// read beside it.
     fn write(
         &self,
         solved: &[f64],
@@ -260,26 +268,52 @@ impl Solving<'_> {
     ) -> Result<(), EngineError> {
         let (context, segment) = (self.context, self.segment);
         let size = segment.out_size as usize;
-        let (mut values, mut out) = (vec![0.0; BLOCK], Vec::new());
+        let fresh: Vec<usize> = if self.solve.seen { segment.read().collect() } else { vec![0] };
+        let models = if self.solve.seen { segment.valued() } else { 1 };
+        let place = |i: usize| {
+            let same = |&at: &usize| at == i || segment.sources[at].shares(&segment.sources[i]);
+            (i, fresh.iter().position(same).unwrap_or(0))
+        };
+        let places: Vec<_> = (0..models).map(place).collect();
+        let mut observer = self.solve.seen.then(Observer::new);
+        let (mut rows, mut out) = (vec![0.0; models * BLOCK], Vec::new());
+        let mut values = vec![0.0; BLOCK];
         // Nothing more is asked than that a tensor is finished once it is begun.
-        read(context, source, self.runs(&[0]), |start, parts| {
-            let tile = self.tile(start, &[(0, parts[0])]);
+        read(context, source, self.runs(&fresh), |start, parts| {
+            let given: Vec<_> = places.iter().map(|&(i, at)| (i, parts[at])).collect();
+            let tile = self.tile(start, &given);
             out.resize(tile.elements * size, 0);
+            if let Some(observer) = &mut observer {
+                observer.begin(models);
+            }
             for at in (0..tile.elements).step_by(BLOCK) {
                 let len = BLOCK.min(tile.elements - at);
-                let values = &mut values[..len];
-                tile.decode(context.kernels, 0, at, values);
-                if context.kernels.max_magnitude_bits(values) >= INFINITY {
-                    let bad = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
-                    return Err(Decoder::culprit(context, &tile, at + bad, 0));
+                let (rows, values) = (&mut rows[..models * len], &mut values[..len]);
+                for (i, row) in rows.chunks_exact_mut(len).enumerate() {
+                    tile.decode(context.kernels, i, at, row);
+                    if context.kernels.max_magnitude_bits(row) >= INFINITY {
+                        let bad = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                        return Err(Decoder::culprit(context, &tile, at + bad, i));
+                    }
                 }
-                for (element, value) in (start + at as u64..).zip(&mut *values) {
-                    *value = (f64::from(*value) + solved[self.place(element)]) as f32;
+                for ((element, value), &first) in
+                    (start + at as u64..).zip(&mut *values).zip(&*rows)
+                {
+                    *value = (f64::from(first) + solved[self.place(element)]) as f32;
                 }
-                encode(context, &tile, at, values, &mut out[at * size..(at + len) * size])?;
+                let out = &mut out[at * size..(at + len) * size];
+                encode(context, &tile, at, values, out)?;
+                if let Some(observer) = &mut observer {
+                    observer.add(context, &tile, (&[], rows), out);
+                }
             }
-            sink.write(segment.shard as usize, segment.offset + start * size as u64, &out)
-                .map_err(EngineError::Sink)
+            let offset = segment.offset + start * size as u64;
+            sink.write(segment.shard as usize, offset, &out).map_err(EngineError::Sink)?;
+            if let Some(observer) = &mut observer {
+                let elements = tile.elements as u32;
+                sink.seen(&Tile { segment: self.index, start, elements }, &observer.take());
+            }
+            Ok(())
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::engine::sink::{RealDisk, Storage};
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
-use crate::method::{Evidence, Method, Rebuilt, Weighted, registry};
+use crate::method::{Method, Rebuilt, Weighted, registry};
 use crate::plan::tied::Tie;
 use crate::plan::{Beside, Inputs, Means, Plan};
 use crate::progress::{Event, Progress};
@@ -60,11 +60,6 @@ impl Job {
         if method.unifies() && settings.statistics {
             let reason = format!("{name} makes no model that they could be about");
             return Err(wrong("--statistics", reason).into());
-        }
-        if recipe.method.evidence == Some(Evidence::Gram) && settings.statistics {
-            let reason =
-                "tensors that are solved for are not seen element by element; leave it out";
-            return Err(wrong("--statistics", reason.to_owned()).into());
         }
         let beside = if settings.components.is_some() || method.unifies() {
             components::beside(&recipe, &inputs, &*method)?

@@ -33,6 +33,9 @@ pub struct Budget {
     pub output_bytes: u64,
     /// Statistics: a state for each worker, the one they are gathered in, and one being saved.
     pub fold_bytes: u64,
+    /// What is seen of the tensors on the way, and told of them afterwards.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub seen_bytes: u64,
     /// Matrices of adapters, and what reading them takes.
     pub adapter_bytes: u64,
     /// The largest system of equations, and what reading it takes.
@@ -48,7 +51,7 @@ impl Budget {
     /// The planned peak.
     pub fn total(&self) -> u64 {
         let tiles = self.input_bytes + self.output_bytes + self.adapter_bytes + self.solve_bytes;
-        tiles + self.fold_bytes + self.write_bytes + self.fixed_bytes
+        tiles + self.fold_bytes + self.seen_bytes + self.write_bytes + self.fixed_bytes
     }
 }
 
@@ -74,6 +77,8 @@ pub(crate) struct Demand {
     pub output_bytes: u64,
     /// State that one worker holds, for units of the largest size.
     pub state_bytes: u64,
+    /// What one worker has seen of its tile, and what is known of tensors in all.
+    pub seen_bytes: (u64, u64),
     /// Headers and plan.
     pub catalog_bytes: u64,
     /// The largest unit that gains from fitting in one tile (its statistics then cost no
@@ -172,13 +177,14 @@ fn compute(
     };
     let adapter_bytes =
         if files == 0 { 0 } else { reading + means + demand.low_rank.live(tiles, tile) };
-    // Runs of two files, and the next ones. Tiles are not in memory meanwhile, but what they had may not be given back.
-    let chunk = 2 * 2 * demand.solve.chunk;
+    // Runs of two files, or smaller ones of more, and the next ones. Tiles are not in memory meanwhile, but what they had
+    // may not be given back.
+    let (chunk, files) = (2 * 2 * demand.solve.chunk, demand.solve.files);
     let solve_bytes = match (demand.solve.held, demand.mode) {
         (0, _) => 0,
-        (held, Mode::Mmap) => held + grain.footprint(2, chunk / 2),
-        (held, Mode::Pread) => held + chunk + grain.footprint(2, chunk / 2),
-        (held, Mode::Direct) => held + chunk + (32 << 10),
+        (held, Mode::Mmap) => held + grain.footprint(files, chunk / files),
+        (held, Mode::Pread) => held + chunk + grain.footprint(files, chunk / files),
+        (held, Mode::Direct) => held + chunk + files * (16 << 10),
     };
     let write_behind = (8 * u64::from(tile) * demand.output_bytes).clamp(1 << 20, most);
     Budget {
@@ -194,6 +200,7 @@ fn compute(
         output_bytes: u64::from(tile) * demand.output_bytes * buffers as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2),
+        seen_bytes: demand.seen_bytes.0 * (workers as u64 + 2) + demand.seen_bytes.1,
         adapter_bytes,
         solve_bytes,
         write_bytes: 2 * write_behind,
@@ -205,6 +212,7 @@ fn too_small(plan: &Budget, solved: &str) -> PlanError {
     let solving = format!("solving for {solved}");
     let terms = [
         ("statistics", plan.fold_bytes),
+        ("what --statistics sees", plan.seen_bytes),
         ("tiles", plan.input_bytes + plan.output_bytes),
         ("adapters", plan.adapter_bytes),
         (solving.as_str(), plan.solve_bytes),
@@ -235,6 +243,7 @@ mod tests {
             low_rank: Need::default(),
             solve: solve::Need::default(),
             state_bytes: experts << 20,
+            seen_bytes: (0, 0),
             catalog_bytes: 1 << 20,
             whole: None,
             grain: 1,

@@ -44,9 +44,8 @@ pub(super) fn demand(
     };
     let seen = means.statistics.then(|| {
         let meet = segments.iter().map(Segment::valued).max().unwrap_or(0) as u64;
-        [seen::worker_bytes(meet, block), seen::common_bytes(meet)]
+        (seen::worker_bytes(meet, block), seen::common_bytes(meet))
     });
-    let [seen, told] = seen.unwrap_or_default();
     budget::Demand {
         mode: means.mode,
         inputs: inputs_read,
@@ -54,13 +53,13 @@ pub(super) fn demand(
         solve: solve::Need::new(segments, units, method),
         input_bytes,
         output_bytes: widest(|s| u64::from(s.out_size)) + entries,
-        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames + seen,
+        state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames,
+        seen_bytes: seen.unwrap_or_default(),
         catalog_bytes: tensors as u64 * 320
             + segments.len() as u64 * 160
             + products as u64 * 800
             + runs as u64 * 80
-            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes)
-            + told,
+            + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())
             .flatten(),

@@ -243,7 +243,7 @@ impl Plan {
             let segment = &mut segments[segment as usize];
             (segment.grain, segment.place) = (method.grain(tensor).max(1), place);
         }
-        solve::settle(&mut segments, &units, &inputs.labels)?;
+        solve::settle(&mut segments, &units, &inputs.labels, means.statistics)?;
         let demand = demand(recipe, inputs, &segments, &units, method, means);
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
         let runs = runs(&segments, &units, budget.tile_elements);

@@ -22,11 +22,13 @@ pub struct Solve {
     pub outputs: u64,
     /// Whether weights are stored as rows of outputs.
     pub transposed: bool,
+    /// Whether all models are read once more beside what comes out, for statistics about it.
+    pub seen: bool,
 }
 
 impl Solve {
     pub(super) fn new(grams: Vec<SourceRef>, inputs: u64) -> Self {
-        Self { grams: grams.into(), inputs, outputs: 0, transposed: false }
+        Self { grams: grams.into(), inputs, outputs: 0, transposed: false, seen: false }
     }
 
     /// The matrix that is solved for.
@@ -47,9 +49,9 @@ impl Solve {
         (READ / row / 4 * 4).clamp(4, most.max(4))
     }
 
-    /// Elements of weights that are read at a time.
-    pub fn elements(&self) -> u64 {
-        READ / 8
+    /// Elements of weights that are read at a time, of so many files.
+    pub fn elements(&self, files: usize) -> u64 {
+        (READ / 4 / files.max(2) as u64).max(crate::method::BLOCK as u64)
     }
 
     /// Bytes that one read of this kind takes, at most.
@@ -68,18 +70,19 @@ impl Segment {
     }
 
     /// Bytes that solving for it reads: each Gram matrix once, the weights of each model beside those of the first, and
-    /// these once more at the end.
+    /// these, or for statistics those of all, once more at the end.
     pub fn solve_bytes(&self) -> u64 {
         let grams = self.solve().map_or(0, Solve::gram_bytes);
         let bytes = |i: usize| self.elements * self.source_size(i);
         let pairs = (1..self.sources.len()).map(
             |i| if self.sources[i].shares(&self.sources[0]) { 0 } else { bytes(i) } + bytes(0),
         );
-        grams + pairs.sum::<u64>() + bytes(0)
+        let seen = self.solve().is_some_and(|solve| solve.seen);
+        grams + pairs.sum::<u64>() + if seen { self.read().map(bytes).sum() } else { bytes(0) }
     }
 }
 
-/// Settles which side of each weight its inputs are on.
+/// Settles which side of each weight its inputs are on, and whether statistics are taken of what comes out.
 ///
 /// # Errors
 /// If they are as many as neither, or the method's parameter says otherwise.
@@ -87,6 +90,7 @@ pub(super) fn settle(
     segments: &mut [Segment],
     units: &[Unit],
     labels: &[String],
+    seen: bool,
 ) -> Result<(), PlanError> {
     let mut problems = Problems::default();
     for unit in units {
@@ -96,7 +100,7 @@ pub(super) fn settle(
             let transposed = tensor.values.word("layout") == "in_out";
             match outputs(tensor, solve.inputs, transposed) {
                 Ok(outputs) => {
-                    let solve = Solve { outputs, transposed, ..(**solve).clone() };
+                    let solve = Solve { outputs, transposed, seen, ..(**solve).clone() };
                     segment.told = Told::Grams(Arc::new(solve));
                 }
                 Err(text) => {
@@ -136,8 +140,10 @@ fn outputs(tensor: &TensorView, inputs: u64, transposed: bool) -> Result<u64, St
 pub(crate) struct Need {
     /// Bytes of the system itself, and of the weights beside it.
     pub held: u64,
-    /// Bytes of one read.
+    /// Bytes of one read of a file, if two are read at a time.
     pub chunk: u64,
+    /// Files that are read at a time.
+    pub files: u64,
     /// The tensor.
     pub tensor: String,
 }
@@ -152,7 +158,10 @@ impl Need {
             // Values of a few rows, and of a block.
             let values = 2 * solve.chunk() + 64 * crate::method::BLOCK as u64;
             let held = method.solver_bytes(solve.matrix()) + deltas + values;
-            most.chunk = most.chunk.max(solve.chunk());
+            let files = if solve.seen { segments[at as usize].read().count().max(2) } else { 2 };
+            let all = 8 * solve.elements(files) * files as u64;
+            most.chunk = most.chunk.max(solve.chunk()).max(all / 2);
+            most.files = most.files.max(files as u64);
             if held > most.held {
                 (most.held, most.tensor) = (held, tensor.name.to_string());
             }

@@ -119,15 +119,22 @@ pub(super) struct Merge {
     /// Create this directory; it must not exist, or be empty
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: PathBuf,
+    #[command(flatten)]
+    pub(super) extras: Extras,
+    /// Print the report as JSON to standard output
+    #[arg(long, help_heading = "Messages")]
+    pub(super) json: bool,
+}
+
+/// What a merge makes besides the model.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Extras {
     /// Keep the share of each expert in this new directory, for `reflow recombine` with other lambdas (pcb)
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) components: Option<PathBuf>,
     /// Gather statistics about all tensors on the way, for `reflow report`, into reflow_statistics.json
     #[arg(long, help_heading = "Output")]
     pub(super) statistics: bool,
-    /// Print the report as JSON to standard output
-    #[arg(long, help_heading = "Messages")]
-    pub(super) json: bool,
 }
 
 /// A merge with other lambdas, without another merge.
@@ -233,6 +240,8 @@ pub(super) struct Plan {
     /// Check also that this directory can be created and has room
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) extras: Extras,
     /// Print the plan as JSON
     #[arg(long, help_heading = "Messages")]
     pub(super) json: bool,
