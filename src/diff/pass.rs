@@ -109,6 +109,7 @@ impl Pass<'_> {
             input_bytes: widths.map(Float::size).max().unwrap_or(1) as u64,
             output_bytes: 0,
             // Rows of a block, and what two tiles have come to.
+            bits_at_hand: 0,
             state_bytes: 8 * (BLOCK as u64) * 4 + 2 * stats,
             seen_bytes: (0, 0),
             // Headers and names, then a row of the report and its text.

@@ -54,7 +54,24 @@ impl TileData<'_> {
         }
     }
 
-    /// The same, relative to the base. Returns the largest magnitude, as bits.
+    /// The same. Returns the largest magnitude, as bits.
+    pub(super) fn decode_with_largest(
+        &self,
+        kernels: &Kernels,
+        i: usize,
+        at: usize,
+        out: &mut [f32],
+    ) -> u32 {
+        if self.product(i).is_some() {
+            self.decode(kernels, i, at, out);
+            kernels.max_magnitude_bits(out)
+        } else {
+            let part = self.part(i, at, out.len());
+            kernels.decode_with_largest(self.segment.sources[i].float, part, out)
+        }
+    }
+
+    /// The same, relative to the base.
     pub(super) fn decode_minus_base(
         &self,
         kernels: &Kernels,
@@ -107,10 +124,9 @@ impl Decoder {
         let operand = context.method.operand();
         let mut finite = true;
         if before == 1 {
-            tile.decode(kernels, 0, at, &mut self.base);
+            let largest = tile.decode_with_largest(kernels, 0, at, &mut self.base);
             // A base value that is not finite shows in the difference.
-            finite =
-                operand == Operand::TaskVector || kernels.max_magnitude_bits(&self.base) < INFINITY;
+            finite = operand == Operand::TaskVector || largest < INFINITY;
         }
         if let Some(frames) = context.frames {
             // What had to be finite was when the shares were made.
@@ -124,10 +140,7 @@ impl Decoder {
                     Operand::TaskVector => {
                         tile.decode_minus_base(kernels, i + before, at, &self.base, row)
                     }
-                    Operand::Value => {
-                        tile.decode(kernels, i + before, at, row);
-                        kernels.max_magnitude_bits(row)
-                    }
+                    Operand::Value => tile.decode_with_largest(kernels, i + before, at, row),
                 };
                 finite &= largest < INFINITY;
             }

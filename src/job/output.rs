@@ -429,19 +429,25 @@ impl Digested {
     }
 }
 
+/// Bytes that are written and hashed one after the other: a tile may be larger than any cache, and is read from memory once like
+/// this.
+const PIECE: usize = 256 << 10;
+
 impl TileSink for Output<'_> {
     fn write(&mut self, k: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
         self.open(k)?;
-        let State::Open(writer) = &self.shards[k].state else {
-            // What a finished shard would be given again is what it holds; no plan does that.
-            return Ok(());
-        };
-        writer.write_at(offset, bytes)?;
-        self.hash(k, offset, bytes);
-        let shard = &mut self.shards[k];
-        shard.written.add(offset, offset + bytes.len() as u64);
-        if shard.digest.bytes == offset {
-            shard.digest.add(bytes);
+        for (piece, offset) in bytes.chunks(PIECE).zip((offset..).step_by(PIECE)) {
+            let State::Open(writer) = &self.shards[k].state else {
+                // What a finished shard would be given again is what it holds; no plan does that.
+                return Ok(());
+            };
+            writer.write_at(offset, piece)?;
+            self.hash(k, offset, piece);
+            let shard = &mut self.shards[k];
+            shard.written.add(offset, offset + piece.len() as u64);
+            if shard.digest.bytes == offset {
+                shard.digest.add(piece);
+            }
         }
         self.catch_up(k)?;
         self.finish_if_whole(k)

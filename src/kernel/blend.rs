@@ -3,9 +3,22 @@
 /// `out` = sum of `weights[i] * rows[i]`, added in order, starting from zero.
 #[inline(always)]
 pub(super) fn weighted_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
-    out.fill(0.0);
-    for (row, &weight) in rows.iter().zip(weights) {
-        for (sum, &x) in out.iter_mut().zip(*row) {
+    add_weighted(rows, weights, 0, out);
+}
+
+/// The same for the columns from one on.
+#[inline(always)]
+fn add_weighted(rows: &[&[f32]], weights: &[f32], first: usize, out: &mut [f32]) {
+    let mut pairs = rows.iter().zip(weights);
+    let Some((row, &weight)) = pairs.next() else {
+        out.fill(0.0);
+        return;
+    };
+    for (sum, &x) in out.iter_mut().zip(&row[first..]) {
+        *sum = 0.0 + weight * x;
+    }
+    for (row, &weight) in pairs {
+        for (sum, &x) in out.iter_mut().zip(&row[first..]) {
             *sum += weight * x;
         }
     }
@@ -35,6 +48,9 @@ pub(super) fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Columns whose sums stay in the first-level cache while row after row is added.
+const NEAR: usize = 512;
+
 /// The weighted sum of those elements that have the sign of the whole sum, which counts as positive if it is
 /// zero; `shares` = the sum of their weights, 1 if that is zero. Zeros have no sign.
 #[inline(always)]
@@ -45,14 +61,30 @@ pub(super) fn elected_sum(
     shares: &mut [f32],
     out: &mut [f32],
 ) {
-    weighted_sum(rows, weights, votes);
+    let columns = votes.chunks_mut(NEAR).zip(shares.chunks_mut(NEAR)).zip(out.chunks_mut(NEAR));
+    for (at, ((votes, shares), out)) in columns.enumerate() {
+        elect(rows, weights, at * NEAR, votes, shares, out);
+    }
+}
+
+/// The same for the columns from one on.
+#[inline(always)]
+fn elect(
+    rows: &[&[f32]],
+    weights: &[f32],
+    first: usize,
+    votes: &mut [f32],
+    shares: &mut [f32],
+    out: &mut [f32],
+) {
+    add_weighted(rows, weights, first, votes);
     out.fill(0.0);
     shares.fill(0.0);
     for (row, &weight) in rows.iter().zip(weights) {
-        let columns = out.iter_mut().zip(&mut *shares).zip(*row).zip(&*votes);
+        let columns = out.iter_mut().zip(&mut *shares).zip(&row[first..]).zip(&*votes);
         for (((sum, share), &x), &vote) in columns {
             let term = weight * x;
-            let agrees = if vote >= 0.0 { term > 0.0 } else { term < 0.0 };
+            let agrees = (if vote >= 0.0 { term } else { -term }) > 0.0;
             *sum += if agrees { term } else { 0.0 };
             *share += if agrees { weight } else { 0.0 };
         }

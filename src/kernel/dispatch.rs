@@ -10,8 +10,8 @@ use super::dtype::{self, Float};
 use super::low_rank::{self, LowRank};
 use super::pcb::{self, Bounds, Cut, Inter, Scratch, Softmax, Tally};
 use super::{
-    blend, dense, divergence, keys, math, mean, moments, pack, products, ram, random, sce, thin,
-    ties, unify,
+    blend, dense, divergence, keys, math, mean, moments, pack, products, ram, random, ranked, sce,
+    thin, ties, unify,
 };
 
 /// An instruction set that kernels are compiled for.
@@ -204,6 +204,10 @@ kernels! {
     /// even; all else is exact.
     fn decode(float: Float, bytes: &[u8], out: &mut [f32]) = dtype::decode;
 
+    /// The same. Returns what `max_magnitude_bits` says of it.
+    fn decode_with_largest(float: Float, bytes: &[u8], out: &mut [f32]) -> u32
+        = dtype::decode_with_largest;
+
     /// Decodes an expert's `bytes` and subtracts `base`: a block of its task vector. Returns what `max_magnitude_bits`
     /// says of it.
     fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) -> u32
@@ -234,6 +238,11 @@ kernels! {
 
     /// The sum of the magnitudes of a row of up to [`moments::DOT_MOST`] elements, in two exact parts: `dot` of them and ones.
     fn magnitude_sum(x: &[f32], top: i32) -> [i64; 2] = moments::magnitude_sum;
+
+    /// The sums of the magnitudes of a row, and of those of its elements that are noted in `kept`, in the coarse one of the parts of
+    /// `magnitude_sum`; `None` if something is left for the fine one.
+    fn magnitude_sums(x: &[f32], kept: &[u16], top: i32) -> Option<[i64; 2]>
+        = moments::magnitude_sums;
 
     /// The sum of the products of two rows, in doubles. Finite if the values are.
     fn product_sum(x: &[f32], y: &[f32]) -> f64 = products::product_sum;
@@ -293,16 +302,22 @@ kernels! {
     /// Multiplies each element by one number.
     fn multiply_by(factor: f32, out: &mut [f32]) = thin::multiply_by;
 
-    /// Random numbers in [0, 1) for the elements from `first` on, multiples of 2^-24.
-    fn uniforms(key: [u32; 2], first: u64, out: &mut [f32]) = random::uniforms;
+    /// Random numbers of 24 bits for the elements from `first` on.
+    fn draw(key: [u32; 2], first: u64, out: &mut [u32]) = random::draw;
 
-    /// `out` = the values whose random numbers lie below `odds`; zero for the others.
-    fn keep_below(numbers: &[f32], odds: f32, values: &[f32], out: &mut [f32])
-        = random::keep_below;
+    /// Notes in `kept`, a bit for each element, which numbers lie below `limit`. Returns the largest magnitude of the
+    /// values that have them, as bits.
+    fn note_below(numbers: &[u32], limit: u32, values: &[f32], kept: &mut [u16]) -> u32
+        = [lanes] random::note_below;
 
-    /// The same with odds of their own for each.
-    fn keep_below_each(numbers: &[f32], odds: &[f32], values: &[f32], out: &mut [f32])
-        = random::keep_below_each;
+    /// `out` = `factor` times the values that are noted in `kept`; zero for the others.
+    fn keep_noted(kept: &[u16], factor: f32, values: &[f32], out: &mut [f32]) = random::keep_noted;
+
+    /// Marks elements with numbers below [`ranked::MARK`] whose random numbers lie below the limits of the ranks of their
+    /// magnitudes; zeros as it comes. Returns whether it was done: where too many ranks would have to be counted, it is not.
+    fn mark_ranked(
+        values: &[f32], numbers: &[u32], limits: &ranked::Limits, places: &mut ranked::Places, marks: &mut [u32],
+    ) -> bool = [lanes] ranked::mark_ranked;
 
     /// The population variance of each column.
     fn variances(rows: &[&[f32]], out: &mut [f32]) = sce::variances;

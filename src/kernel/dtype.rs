@@ -107,6 +107,22 @@ pub(super) fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// [`decode`], and the largest magnitude, as bits.
+#[inline(always)]
+pub(super) fn decode_with_largest(float: Float, bytes: &[u8], out: &mut [f32]) -> u32 {
+    let mut largest = 0;
+    if float == Float::BF16 {
+        // The common case in one sweep.
+        for (out, e) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *out = bf16_to_f32(*e);
+            largest = largest.max(out.to_bits() & 0x7fff_ffff);
+        }
+        return largest;
+    }
+    decode(float, bytes, out);
+    super::keys::max_magnitude_bits(out)
+}
+
 #[inline(always)]
 pub(super) fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &mut [f32]) -> u32 {
     let mut largest = 0;
@@ -193,6 +209,22 @@ mod tests {
                 assert!(half::f16::from_le_bytes(f32_to_f16(value)).is_nan());
             } else {
                 assert_eq!(f32_to_f16(value), f16.to_le_bytes(), "{value:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_magnitude_comes_with_the_values() {
+        let values = [0.5f32, -3.0, 0.0, 2.5, f32::INFINITY, -1.0];
+        for (len, largest) in [(0, 0.0f32), (1, 0.5), (4, 3.0), (6, f32::INFINITY)] {
+            for float in [Float::F32, Float::BF16, Float::F16] {
+                let mut bytes = vec![0; len * float.size()];
+                encode(float, &values[..len], &mut bytes);
+                for kernels in crate::kernel::Kernels::available() {
+                    let mut out = vec![9.0; len];
+                    let bits = kernels.decode_with_largest(float, &bytes, &mut out);
+                    assert_eq!((f32::from_bits(bits), &*out), (largest, &values[..len]));
+                }
             }
         }
     }

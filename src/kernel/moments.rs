@@ -101,6 +101,58 @@ pub(super) fn magnitude_sum(x: &[f32], top: i32) -> [i64; 2] {
     grids.finish()
 }
 
+/// Elements that [`magnitude_sums`] takes at a time: those of one group of bits.
+const NOTED: usize = u16::BITS as usize;
+
+/// The sums of |x_k|, and of those that are noted in `kept`, a bit for each element. Both are what `magnitude_sum` has in
+/// its upper part, if nothing is left for its lower one; `None` if something is. That is rare: all but the smallest differences of
+/// floats that are stored in 16 bits are multiples of the coarse grid, and need no rounding.
+#[inline(always)]
+pub(super) fn magnitude_sums(x: &[f32], kept: &[u16], top: i32) -> Option<[i64; 2]> {
+    let coarse = GRID * top;
+    // Above this, floats are multiples of the grid anyway. Outside of that range there are no such floats.
+    let exponent = coarse + 23;
+    if !(-126..=126).contains(&exponent) {
+        return None;
+    }
+    let limit = power_of_two(exponent) as f32;
+    let (mut all, mut some, mut off) = ([0f64; NOTED], [0f64; NOTED], [0u32; NOTED]);
+    let (xs, rest) = x.as_chunks::<NOTED>();
+    for (x, &kept) in xs.iter().zip(kept) {
+        add_noted(x, kept, limit, (&mut all, &mut some), &mut off);
+    }
+    if !rest.is_empty() {
+        let mut x = [0.0; NOTED];
+        x[..rest.len()].copy_from_slice(rest);
+        add_noted(&x, kept.get(xs.len()).copied()?, limit, (&mut all, &mut some), &mut off);
+    }
+    if off.iter().any(|&off| off != 0) {
+        return None;
+    }
+    let steps = power_of_two(-coarse);
+    Some([all, some].map(|sums| (sums.iter().sum::<f64>() * steps) as i64))
+}
+
+/// Adds the magnitudes of sixteen elements to as many sums. Sums of multiples of the grid are exact, as in [`Grids`].
+#[inline(always)]
+fn add_noted(
+    x: &[f32; NOTED],
+    kept: u16,
+    limit: f32,
+    (all, some): (&mut [f64; NOTED], &mut [f64; NOTED]),
+    off: &mut [u32; NOTED],
+) {
+    for k in 0..NOTED {
+        let size = x[k].abs();
+        // Between the limit and twice the limit, floats are multiples of the grid, and no others: this rounds to it.
+        let rounded = (size + limit) - limit;
+        off[k] |= u32::from(size < limit && rounded != size);
+        let term = f64::from(size);
+        all[k] += term;
+        some[k] += if kept >> k & 1 == 1 { term } else { 0.0 };
+    }
+}
+
 /// Over the columns of equally long rows: in how many at least two values are not zero, and in how many both
 /// signs occur.
 #[inline(always)]

@@ -126,6 +126,11 @@ pub trait Method: Send + Sync {
         0
     }
 
+    /// An upper bound for the bits that one worker keeps of each element of a unit that is in memory, beside its state.
+    fn bits_at_hand(&self, _unit: &UnitView) -> u64 {
+        0
+    }
+
     /// Whether merged values are the base plus lambda_i times a share of each expert that depends on no lambda.
     fn has_shares(&self) -> bool {
         false

@@ -79,6 +79,8 @@ pub(crate) struct Demand {
     pub state_bytes: u64,
     /// What one worker has seen of its tile, and what is known of tensors in all.
     pub seen_bytes: (u64, u64),
+    /// Bits that one worker keeps of each element of a unit in one tile.
+    pub bits_at_hand: u64,
     /// Headers and plan.
     pub catalog_bytes: u64,
     /// The largest unit that gains from fitting in one tile (its statistics then cost no
@@ -199,7 +201,8 @@ fn compute(
         input_bytes,
         output_bytes: u64::from(tile) * demand.output_bytes * buffers as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
-        fold_bytes: demand.state_bytes * (workers as u64 + 2),
+        fold_bytes: demand.state_bytes * (workers as u64 + 2)
+            + (u64::from(tile) * demand.bits_at_hand).div_ceil(8) * workers as u64,
         seen_bytes: demand.seen_bytes.0 * (workers as u64 + 2) + demand.seen_bytes.1,
         adapter_bytes,
         solve_bytes,
@@ -244,6 +247,7 @@ mod tests {
             solve: solve::Need::default(),
             state_bytes: experts << 20,
             seen_bytes: (0, 0),
+            bits_at_hand: 0,
             catalog_bytes: 1 << 20,
             whole: None,
             grain: 1,
@@ -269,6 +273,14 @@ mod tests {
             assert!(budget(needed, "", &demand).is_ok(), "{experts}");
             assert!(budget(needed - (1 << 20), "", &demand).is_err(), "{experts}");
         }
+    }
+
+    #[test]
+    fn bits_of_elements_in_memory_are_planned_for_each_worker() {
+        let whole = Demand { whole: Some(8_000_000), ..demand(3) };
+        let bits = Demand { bits_at_hand: 4, ..whole.clone() };
+        let [whole, bits] = [whole, bits].map(|d| budget(4 << 30, "", &d).unwrap().total());
+        assert_eq!(bits - whole, 2 * 4_000_000);
     }
 
     #[test]

@@ -60,6 +60,12 @@ pub(super) fn demand(
             + products as u64 * 800
             + runs as u64 * 80
             + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
+        bits_at_hand: single
+            .clone()
+            .map(|unit| method.bits_at_hand(&unit.view))
+            .max()
+            .filter(|_| recipe.scope != Scope::Model)
+            .unwrap_or(0),
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())
             .flatten(),

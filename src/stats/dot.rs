@@ -51,6 +51,37 @@ impl DotSum {
         self.merge(sum);
     }
 
+    /// Adds the magnitudes of a row to the first of two sums, and of those elements that are noted in `kept`, a bit for each,
+    /// to the second. `largest` are the largest of either. The same as [`Self::add_magnitudes`] of both, for which `space` is there.
+    pub fn add_noted_magnitudes(
+        sums: &mut [Self; 2],
+        kernels: &Kernels,
+        (x, kept): (&[f32], &[u16]),
+        largest: [f32; 2],
+        space: &mut Vec<f32>,
+    ) {
+        let mut parts = largest.map(|largest| Self { largest: (largest, 1.0), hi: 0, lo: 0 });
+        let top = parts[0].top();
+        // As a rule both have the same grids, and all terms lie on the coarse one.
+        let mut easy = largest[1] > 0.0 && parts[1].top() == top;
+        for (x, kept) in x.chunks(DOT_MOST).zip(kept.chunks(DOT_MOST / u16::BITS as usize)) {
+            let Some(found) = kernels.magnitude_sums(x, kept, top).filter(|_| easy) else {
+                easy = false;
+                break;
+            };
+            parts.iter_mut().zip(found).for_each(|(part, hi)| part.hi += i128::from(hi));
+        }
+        if easy {
+            sums.iter_mut().zip(parts).for_each(|(sum, part)| sum.merge(part));
+        } else {
+            space.resize(x.len(), 0.0);
+            kernels.keep_noted(kept, 1.0, x, space);
+            let [all, some] = sums;
+            all.add_magnitudes(kernels, x, largest[0]);
+            some.add_magnitudes(kernels, space, largest[1]);
+        }
+    }
+
     /// Adds the terms of `other`.
     pub fn merge(&mut self, other: Self) {
         let largest = (self.largest.0.max(other.largest.0), self.largest.1.max(other.largest.1));
@@ -147,6 +178,39 @@ mod tests {
             let mut out = Writer::default();
             saved.save(&mut out);
             prop_assert_eq!(DotSum::load(&mut Reader::new(&out.finish())), Some(saved));
+        }
+    }
+
+    #[test]
+    fn sums_of_noted_magnitudes_are_those_of_two_rows() {
+        // Differences of bf16, of which the smallest are off the coarse grid or not; and such that a few terms have other grids.
+        let plain = |scale: f32| move |k: usize| (k as f32 - 2500.0) * scale;
+        let rows: [Box<dyn Fn(usize) -> f32>; 6] = [
+            Box::new(plain(2f32.powi(-20))),
+            Box::new(plain(1e-9)),
+            Box::new(plain(2f32.powi(-37))),
+            Box::new(plain(3e35)),
+            Box::new(plain(0.0)),
+            Box::new(|k| if k % 512 == 3 { 1e25 } else { -1e-3 }),
+        ];
+        for (row, len) in rows.iter().zip([5001, 70, 4096, 300, 33, 4100]) {
+            let x: Vec<f32> = (0..len).map(row).collect();
+            let noted = |k: usize| k % 3 == 1;
+            let mut kept = vec![0u16; len.div_ceil(16)];
+            (0..len).filter(|&k| noted(k)).for_each(|k| kept[k / 16] |= 1 << (k % 16));
+            let some: Vec<f32> =
+                x.iter().enumerate().map(|(k, &x)| if noted(k) { x } else { 0.0 }).collect();
+            for kernels in Kernels::available() {
+                let (mut expected, mut got) = ([DotSum::default(); 2], [DotSum::default(); 2]);
+                for _ in 0..2 {
+                    expected[0].add_magnitudes(kernels, &x, largest(&x));
+                    expected[1].add_magnitudes(kernels, &some, largest(&some));
+                    let largest = [largest(&x), largest(&some)];
+                    let space = &mut Vec::new();
+                    DotSum::add_noted_magnitudes(&mut got, kernels, (&x, &kept), largest, space);
+                }
+                assert_eq!(got, expected, "{len}");
+            }
         }
     }
 

@@ -3,7 +3,10 @@
 //! Whether an element is kept depends on the seed, the name of its tensor, the number of its expert in the recipe
 //! and its place in the tensor, and on nothing else: not on scope, tiles, threads or resumes.
 
+use super::ranked::{Ranking, mark_rows};
 use crate::kernel::Kernels;
+use crate::kernel::random::limit;
+use crate::kernel::ranked::MARK;
 use crate::method::{Block, MethodError, PerTensor, TensorView, UnitView};
 
 /// How likely elements are kept.
@@ -18,10 +21,9 @@ pub(super) struct Odds {
 /// Space for one row of a block.
 #[derive(Default)]
 pub(super) struct Space {
-    numbers: Vec<f32>,
-    odds: Vec<f32>,
-    column: Vec<f32>,
-    ranks: Ranks,
+    numbers: Vec<u32>,
+    marks: Vec<u32>,
+    ranking: Ranking,
 }
 
 impl Odds {
@@ -49,145 +51,31 @@ impl Odds {
         self.each.all().iter().all(|each| each[expert][0] >= 1.0)
     }
 
-    /// What is left of a row of a block.
-    pub(super) fn keep(
+    /// Notes in `kept`, a bit for each, which elements of a row of a block are kept. Returns the largest magnitude of those,
+    /// as bits.
+    pub(super) fn draw(
         &self,
         kernels: &Kernels,
         (tensor, expert): (&TensorView, usize),
         block: &Block<'_>,
         space: &mut Space,
-        out: &mut [f32],
-    ) {
+        kept: &mut [u16],
+    ) -> u32 {
         let (row, [density, epsilon]) = (block.rows[expert], self.each.get(block.tensor)[expert]);
-        if density >= 1.0 {
-            out.copy_from_slice(row);
-        } else if density <= 0.0 {
-            out.fill(0.0);
+        let Space { numbers, marks, ranking } = space;
+        numbers.resize(row.len(), 0);
+        if density >= 1.0 || density <= 0.0 {
+            numbers.fill(0);
+            return kernels.note_below(numbers, u32::from(density >= 1.0), row, kept);
+        }
+        kernels.draw(key(self.seed, &tensor.name, expert), block.first, numbers);
+        if self.ranked {
+            marks.resize(row.len(), 0);
+            mark_rows(kernels, tensor, (row, numbers), [density, epsilon], ranking, marks);
+            kernels.note_below(marks, MARK, row, kept)
         } else {
-            let Space { numbers, odds, column, ranks } = space;
-            numbers.resize(row.len(), 0.0);
-            kernels.uniforms(key(self.seed, &tensor.name, expert), block.first, numbers);
-            if self.ranked {
-                odds.resize(row.len(), 0.0);
-                rank_rows(tensor, row, [density, epsilon], ranks, column, odds);
-                kernels.keep_below_each(numbers, odds, row, out);
-            } else {
-                kernels.keep_below(numbers, density as f32, row, out);
-            }
+            kernels.note_below(numbers, limit(density as f32), row, kept)
         }
-    }
-}
-
-/// Elements that are ranked together with those beside them: a row of a matrix, the whole of a vector, and of
-/// other tensors all that have one index in the first dimension.
-pub(super) fn slice(tensor: &TensorView) -> u64 {
-    match &*tensor.shape {
-        [] | [_] => tensor.elements,
-        [_, row @ ..] => row.iter().product(),
-    }
-    .max(1)
-}
-
-/// The odds of each element: density - epsilon for the smallest magnitude along the second dimension, density +
-/// epsilon for the largest, evenly spaced between them.
-fn rank_rows(
-    tensor: &TensorView,
-    row: &[f32],
-    [density, epsilon]: [f64; 2],
-    ranks: &mut Ranks,
-    column: &mut Vec<f32>,
-    odds: &mut [f32],
-) {
-    let slice = slice(tensor) as usize;
-    let length = tensor.shape.get(1).map_or(slice, |&length| length as usize).max(1);
-    let stride = slice / length;
-    let (least, range) = ((density - epsilon) as f32, (2.0 * epsilon) as f32);
-    let odd = |rank: u32| match length {
-        // Neither the smallest nor the largest.
-        1 => density as f32,
-        _ => least + rank as f32 / (length - 1) as f32 * range,
-    };
-    for (row, odds) in row.chunks_exact(slice).zip(odds.chunks_exact_mut(slice)) {
-        for offset in 0..stride {
-            if stride == 1 {
-                ranks.rank(row);
-            } else {
-                column.clear();
-                column.extend(row[offset..].iter().step_by(stride));
-                ranks.rank(column);
-            }
-            for (odds, &rank) in odds[offset..].iter_mut().step_by(stride).zip(&ranks.found) {
-                *odds = odd(rank);
-            }
-        }
-    }
-}
-
-/// Ranks by magnitude.
-#[derive(Default)]
-struct Ranks {
-    found: Vec<u32>,
-    /// Keys above places.
-    pairs: Vec<u64>,
-    other: Vec<u64>,
-}
-
-impl Ranks {
-    /// Finds the rank of each value from the smallest magnitude, equal ones in their order.
-    fn rank(&mut self, values: &[f32]) {
-        let Self { found, pairs, other } = self;
-        let pair =
-            |(place, value): (u64, &f32)| u64::from(value.to_bits() & 0x7fff_ffff) << 32 | place;
-        pairs.clear();
-        pairs.extend((0..).zip(values).map(pair));
-        if values.len() < 512 {
-            // Pairs are distinct, so this is as good as a stable sort.
-            pairs.sort_unstable();
-        } else {
-            sort(pairs, other);
-        }
-        found.resize(values.len(), 0);
-        for (rank, &pair) in (0..).zip(&*pairs) {
-            found[pair as u32 as usize] = rank;
-        }
-    }
-}
-
-/// Bits of a digit that is sorted by, and how many digits a key of 31 bits has.
-const DIGIT: u32 = 8;
-const DIGITS: usize = 4;
-
-/// The so-manieth digit of the key.
-#[inline(always)]
-fn digit(pair: u64, number: usize) -> usize {
-    (pair >> (32 + DIGIT * number as u32)) as usize & ((1 << DIGIT) - 1)
-}
-
-/// Sorts by the keys, equal ones in their order: digit by digit, the lowest first, but for those in which all keys agree.
-/// Task vectors of half-width floats have few significant bits.
-fn sort(pairs: &mut Vec<u64>, other: &mut Vec<u64>) {
-    let mut counts = [[0u32; 1 << DIGIT]; DIGITS];
-    for &pair in &*pairs {
-        for (number, counts) in counts.iter_mut().enumerate() {
-            counts[digit(pair, number)] += 1;
-        }
-    }
-    other.resize(pairs.len(), 0);
-    for (number, starts) in counts.iter_mut().enumerate() {
-        let Some(&first) = pairs.first() else { return };
-        if starts[digit(first, number)] as usize == pairs.len() {
-            continue;
-        }
-        let mut sum = 0;
-        for start in &mut *starts {
-            (*start, sum) = (sum, sum + *start);
-        }
-        for &pair in &*pairs {
-            let start = &mut starts[digit(pair, number)];
-            other[*start as usize] = pair;
-            *start += 1;
-        }
-        std::mem::swap(pairs, other);
     }
 }
 
@@ -215,24 +103,7 @@ fn mix(state: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::method::Values;
-    use crate::testing::parts::tied;
     use std::collections::HashSet;
-
-    #[test]
-    fn ranks_are_those_of_a_stable_sort() {
-        for len in [0, 1, 2, 100, 511, 512, 513, 5000] {
-            let row = &tied(1, len, 7 + len as u64)[0];
-            let mut ranks = Ranks::default();
-            ranks.rank(&vec![1.0; 3 * len / 2]);
-            ranks.rank(row);
-            let mut places: Vec<usize> = (0..len).collect();
-            places.sort_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs()));
-            assert_eq!(ranks.found.len(), len);
-            for (rank, place) in places.into_iter().enumerate() {
-                assert_eq!(ranks.found[place] as usize, rank, "{len}");
-            }
-        }
-    }
 
     #[test]
     fn keys_tell_seeds_names_and_experts_apart() {
@@ -242,24 +113,6 @@ mod tests {
         });
         let keys: HashSet<_> = keys.collect();
         assert_eq!(keys.len(), names.len() * 9);
-    }
-
-    fn odds(shape: &[u64], row: &[f32]) -> Vec<f32> {
-        let unit = UnitView::tensor("w", shape, Values::new(1));
-        let mut odds = vec![9.0; row.len()];
-        let (mut ranks, mut column) = (Ranks::default(), Vec::new());
-        rank_rows(&unit.tensors[0], row, [0.5, 0.25], &mut ranks, &mut column, &mut odds);
-        odds
-    }
-
-    #[test]
-    fn odds_run_along_the_second_dimension() {
-        let row = [3.0, -1.0, 2.0, 0.0, 5.0, -4.0];
-        assert_eq!(odds(&[6], &row), [0.55, 0.35, 0.45, 0.25, 0.75, 0.65]);
-        assert_eq!(odds(&[2, 3], &row), [0.75, 0.25, 0.5, 0.25, 0.75, 0.5]);
-        assert_eq!(odds(&[1, 3, 2], &row), [0.5, 0.5, 0.25, 0.25, 0.75, 0.75]);
-        assert_eq!(odds(&[6, 1], &row), [0.5; 6]);
-        assert_eq!(odds(&[], &row[..1]), [0.5]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(super) mod breadcrumbs;
 pub(super) mod dare;
 pub(super) mod della;
 mod drawn;
+mod ranked;
 mod ranks;
 mod scan;
 pub(super) mod task_arithmetic;
@@ -206,7 +207,7 @@ impl Method for Family {
         match self.thinning {
             // What is ranked must be seen together, unless nothing is.
             Thinning::Ranked { .. } if tensor.values.each("density").iter().any(|&d| d < 1.0) => {
-                drawn::slice(tensor)
+                ranked::slice(tensor)
             }
             _ => 1,
         }
@@ -256,12 +257,20 @@ impl Method for Family {
         ranks.max(rows * largest.unwrap_or(BLOCK) as u64 * 4)
     }
 
+    fn bits_at_hand(&self, unit: &UnitView) -> u64 {
+        // What was drawn for the sums is kept for the merge; rows of blocks are not quite full.
+        match self.thinning {
+            Thinning::Random { .. } | Thinning::Ranked { .. } => unit.experts as u64 + 1,
+            Thinning::Nothing | Thinning::Largest | Thinning::Middle => 0,
+        }
+    }
+
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        self.start_with(unit, self.strategy)
+        self.start_with(unit, self.strategy, false)
     }
 
     fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        self.start_with(unit, Strategy::Radix)
+        self.start_with(unit, Strategy::Radix, true)
     }
 }
 
@@ -270,6 +279,7 @@ impl Family {
         &self,
         unit: &Arc<UnitView>,
         strategy: Strategy,
+        at_hand: bool,
     ) -> Result<Box<dyn AnyStage>, MethodError> {
         let kept = self.kept(unit)?;
         let course = Arc::new(Course {
@@ -278,6 +288,7 @@ impl Family {
             unit: unit.clone(),
             odds: self.odds(unit)?,
             rescale: self.thinning != Thinning::Nothing && Self::rescales(unit)?,
+            at_hand,
         });
         if kept.iter().all(Option::is_none) {
             let known = Self::known(course.odds.as_ref(), unit.experts);
