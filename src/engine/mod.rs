@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::checkpoint::components::{Form, TileShares};
 use crate::kernel::Kernels;
-use crate::method::{AnyStage, Method, MethodError, Outcome, State};
+use crate::method::{Method, MethodError, Outcome, Pass, State};
 use crate::plan::{Plan, Tile};
 use crate::progress::Progress;
 use crate::recipe::NonFinite;
@@ -64,13 +64,13 @@ pub enum Work<'a> {
         /// Which of their elements, laid end to end.
         range: Range<u64>,
     },
-    /// One stage of one streamed unit.
+    /// One stage of one streamed unit, or of several that lie in it.
     Stage {
-        /// The unit.
-        unit: u32,
+        /// Their segments.
+        segments: &'a [u32],
         /// The stage.
-        stage: &'a dyn AnyStage,
-        /// Which of the unit's elements.
+        stage: &'a dyn Pass,
+        /// Which of the segments' elements, laid end to end.
         range: Range<u64>,
         /// Takes what the stage hands out.
         keep: &'a dyn Keep,

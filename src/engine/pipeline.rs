@@ -400,12 +400,11 @@ impl Work<'_> {
         match self {
             Work::Solve { .. } => Box::new(std::iter::empty()),
             Work::Copies { segments, range } => Box::new(in_sequence(segments, range.clone())),
-            Work::Stage { unit, stage, range, .. } => {
-                let listed = plan.unit_segments(*unit);
+            Work::Stage { segments: listed, stage, range, .. } => {
                 let Some(sampling) = stage.sample() else {
                     return Box::new(in_sequence(listed, range.clone()));
                 };
-                let runs = sampling.runs(range.clone(), plan.view(*unit).elements);
+                let runs = sampling.runs(range.clone(), plan.elements(listed));
                 let start = range.start;
                 let sampled = sampled(&plan.segments, listed, runs, most);
                 let planned = move |(tile, end)| Planned { unit: None, tile, reach: end - start };

@@ -6,7 +6,7 @@ use super::decode::{Decoder, TileData, encode};
 use super::observe::{Observer, Seen};
 use super::{Context, EngineError, Keep, SinkError, Work};
 use crate::checkpoint::components::{Form, Kind, TileShares};
-use crate::method::{AnyStage, BLOCK, Held, Next, Outcome, State, block_len};
+use crate::method::{BLOCK, Held, Next, Outcome, Pass, State, block_len};
 use crate::plan::Action;
 
 /// Tiles of up to this many elements are finished before a merge stops: that takes milliseconds, and all that a
@@ -88,7 +88,7 @@ impl<'a> Worker<'a> {
 
     fn stage(
         &mut self,
-        stage: &dyn AnyStage,
+        stage: &dyn Pass,
         state: &mut State,
         tile: &TileData<'_>,
         (out, shares): (&mut [u8], &mut TileShares),

@@ -354,7 +354,7 @@ impl Passes<'_> {
             let range =
                 piece(self.job, segments, self.cursor.elements, total, stage.writes(), share);
             let bundle = self.shelf.begin((unit, self.cursor.stage, self.cursor.elements));
-            let work = Work::Stage { unit, stage, range: range.clone(), keep: &bundle };
+            let work = Work::Stage { segments, stage, range: range.clone(), keep: &bundle };
             let result = self.pass(stage.name(), &work)?;
             if result.done > 0 {
                 bundle.seal()?;

@@ -7,10 +7,10 @@ use super::{Block, Kept, MethodError, Next, Parcels, Sampling, Stage};
 /// The state of some stage. Belongs to the stage that made it.
 pub struct State(Box<dyn Any + Send>);
 
-/// A [`Stage`] whose state type is hidden, so that an engine can run any of them.
+/// What an engine needs of a [`Stage`] whose state type is hidden: to show it blocks, on several threads.
 ///
-/// Every method must be given states made by the same stage.
-pub trait AnyStage: Send + Sync {
+/// Every method must be given states made by the same pass.
+pub trait Pass: Send + Sync {
     /// See [`Stage::name`].
     fn name(&self) -> &'static str;
     /// See [`Stage::writes`].
@@ -34,14 +34,18 @@ pub trait AnyStage: Send + Sync {
     fn count_kept(&self, state: &mut State, block: &Block<'_>, kept: &mut [Kept]) -> bool;
     /// See [`Stage::merge`].
     fn merge(&self, into: &mut State, from: State);
+    /// See [`Stage::hand_out`].
+    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>>;
+}
+
+/// A [`Stage`] whose state type is hidden: a pass that can be saved, and ends.
+pub trait AnyStage: Pass {
     /// See [`Stage::findings`].
     fn findings(&self) -> Option<Vec<u8>>;
     /// See [`Stage::save`].
     fn save(&self, state: &State) -> Vec<u8>;
     /// See [`Stage::load`].
     fn load(&self, saved: &[u8]) -> Option<State>;
-    /// See [`Stage::hand_out`].
-    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>>;
     /// See [`Stage::conclude`].
     ///
     /// # Errors
@@ -49,7 +53,7 @@ pub trait AnyStage: Send + Sync {
     fn finish(self: Box<Self>, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError>;
 }
 
-impl<S: Stage> AnyStage for S {
+impl<S: Stage> Pass for S {
     fn name(&self) -> &'static str {
         Stage::name(self)
     }
@@ -89,6 +93,12 @@ impl<S: Stage> AnyStage for S {
         Stage::merge(self, own::<S>(into), take::<S>(from));
     }
 
+    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>> {
+        Stage::hand_out(self, own::<S>(state), all)
+    }
+}
+
+impl<S: Stage> AnyStage for S {
     fn findings(&self) -> Option<Vec<u8>> {
         Stage::findings(self)
     }
@@ -99,10 +109,6 @@ impl<S: Stage> AnyStage for S {
 
     fn load(&self, saved: &[u8]) -> Option<State> {
         Some(State(Box::new(Stage::load(self, saved)?)))
-    }
-
-    fn hand_out(&self, state: &mut State, all: bool) -> Option<Vec<u8>> {
-        Stage::hand_out(self, own::<S>(state), all)
     }
 
     fn finish(self: Box<Self>, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError> {

@@ -4,6 +4,7 @@
 
 use std::ops::RangeInclusive;
 
+pub use super::scope::Scope;
 use super::sphere::{karcher, model_stock, multislerp, nuslerp, slerp};
 use super::{
     Method, Strategy, Values, adamerging, arcee_fusion, arithmetic, emr, fisher, linear, nearswap,
@@ -41,18 +42,6 @@ pub static ENTRIES: &[&Entry] = &[
     &arcee_fusion::ENTRY,
     &passthrough::ENTRY,
 ];
-
-/// Over what statistics are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// The whole model, as in the papers.
-    #[default]
-    Model,
-    /// Each layer; tensors outside layers by themselves.
-    Layer,
-    /// Each tensor.
-    Tensor,
-}
 
 /// What a base is to a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,10 +47,11 @@ pub use solve::Solve;
 pub use summary::{AdapterSummary, PassSummary, PlanSummary};
 pub use tiles::{Tile, sampled, tiles};
 use units::Merged;
-pub use units::{Positions, Unit, kind, layer, numbered};
+pub use units::{Positions, Unit, kind, numbered};
 
 use crate::checkpoint::{DType, Layout, LayoutError, OutTensor};
 use crate::kernel::Float;
+pub use crate::method::layer;
 use crate::method::{Evidence, Method, TensorView, UnitView, Values};
 use crate::recipe::{Matched, Named, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::units;
 use crate::checkpoint::{Catalog, TensorInfo, layer_counts};
+use crate::method;
 
 /// A stack of layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(super) fn stacks(catalog: &Catalog) -> Vec<Stack> {
 
 /// The stack and the layer of a tensor; nothing outside layers.
 pub(super) fn place(tensor: &str) -> Option<(&str, u64)> {
-    let layer = units::layer(tensor)?;
+    let layer = method::layer(tensor)?;
     let (prefix, digits) = layer.rsplit_once('.').unwrap_or(("", layer));
     // Another way to write the same number would be another layer.
     let plain = digits == "0" || !digits.starts_with('0');

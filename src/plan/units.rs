@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use std::sync::Arc;
 
-use crate::method::{Scope, TensorView, UnitView};
+use crate::method::{Scope, TensorView, UnitView, layer};
 use crate::recipe::{RecipeError, Words};
 
 /// The elements that are merged together: the whole model, one layer, or one tensor.
@@ -43,11 +43,7 @@ pub(super) fn units(
     let mut units: Vec<(UnitView, Vec<u32>, Arc<[u32]>)> = Vec::new();
     let mut by_name: HashMap<_, usize> = HashMap::new();
     for Merged { segment, checkpoints, tensor } in segments {
-        let name = match scope {
-            Scope::Model => "model",
-            Scope::Layer => layer(&tensor.name).unwrap_or(&tensor.name),
-            Scope::Tensor => &tensor.name,
-        };
+        let name = scope.unit_of(&tensor.name);
         let lineup = plain.then(|| Arc::clone(&checkpoints));
         let at = *by_name.entry((name.to_owned(), lineup)).or_insert_with(|| {
             let (name, experts) = (name.to_owned(), tensor.values.experts.len());
@@ -107,20 +103,6 @@ pub fn numbered(tensor: &str) -> Option<(&str, u64)> {
     Some((stack, number.parse().ok()?))
 }
 
-/// The layer that a tensor belongs to: its name up to the first component that is a number.
-/// `None` for tensors outside layers (embeddings, final norm, head): each is a unit of its own.
-pub fn layer(tensor: &str) -> Option<&str> {
-    let mut end = 0;
-    for component in tensor.split('.') {
-        end += component.len();
-        if !component.is_empty() && component.bytes().all(|b| b.is_ascii_digit()) {
-            return Some(&tensor[..end]);
-        }
-        end += 1;
-    }
-    None
-}
-
 /// The name with `N` for each component that is a number.
 pub fn kind(name: &str) -> String {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -131,22 +113,6 @@ pub fn kind(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_the_layer_in_any_naming() {
-        for (name, expected) in [
-            ("model.layers.12.mlp.up_proj.weight", Some("model.layers.12")),
-            ("model.layers.3.mlp.experts.17.w1.weight", Some("model.layers.3")),
-            ("h.0.attn.c_attn.weight", Some("h.0")),
-            ("encoder.block.7.layer.1.weight", Some("encoder.block.7")),
-            ("model.embed_tokens.weight", None),
-            ("conv1d_2.weight", None),
-            ("7", Some("7")),
-            ("", None),
-        ] {
-            assert_eq!(layer(name), expected, "{name}");
-        }
-    }
 
     #[test]
     fn numbers_in_names_become_n() {

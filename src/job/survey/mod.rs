@@ -261,7 +261,7 @@ impl Pass<'_> {
         let begin =
             |merge| self.shelf.begin((unit, cursor.stage * merges + merge, cursor.elements));
         let bundles = Bundles((0..merges).map(begin).collect());
-        let work = Work::Stage { unit, stage, range: range.clone(), keep: &bundles };
+        let work = Work::Stage { segments, stage, range: range.clone(), keep: &bundles };
         let context = Context {
             plan: &job.plan,
             method: &*job.method,
