@@ -5,7 +5,7 @@
 //! ```
 //! Whatever is not as it was written, or of other inputs or settings, does not count: it is found once more.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::{Job, absolute};
 use crate::engine::sink::{Storage, durable};
 use crate::error::Error;
 use crate::method::Knowing;
-use crate::recipe::{Recipe, Words};
+use crate::recipe::{OutputDtype, Recipe, SHARD_SIZE, Words};
 
 /// Far above that of a model with 100,000 units and 64 experts.
 const LARGEST: u64 = 1 << 30;
@@ -79,9 +79,14 @@ impl Findings {
 }
 
 impl Job {
-    /// A hash of the inputs, and of everything in a recipe for them that findings depend on: all but lambdas.
+    /// A hash of the inputs, and of everything in a recipe for them that findings depend on: all but lambdas, and what
+    /// is made of merged values.
     pub fn findings_key(&self, recipe: &Recipe) -> String {
         let mut recipe = recipe.clone();
+        recipe.dtype = OutputDtype::default();
+        recipe.shard_size = SHARD_SIZE;
+        recipe.chat_template = None;
+        recipe.copy_code = false;
         recipe.parameters.remove(LAMBDA);
         for model in &mut recipe.models {
             model.parameters.remove(LAMBDA);
@@ -92,11 +97,6 @@ impl Job {
         let said = (version, self.settings.strategy.word(), recipe, inputs);
         let text = serde_json::to_vec(&said).unwrap_or_default();
         blake3::hash(&text).to_hex().to_string()
-    }
-
-    /// The names of the units that are read once for each pass.
-    pub fn streamed_units(&self) -> BTreeSet<String> {
-        self.streamed().map(|unit| self.plan.view(unit).name.clone()).collect()
     }
 
     /// The same merge, which maps at once the units whose findings are known: to the same bytes. It does not go on with

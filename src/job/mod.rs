@@ -70,7 +70,7 @@ pub(crate) use planning::memory;
 pub use preflight::Space;
 pub use run::{PassReport, Report};
 pub use status::{Status, Unfinished, clean, status};
-pub use survey::Survey;
+pub use survey::{Survey, Units};
 pub use verify::{Depth, Finding, VerifyReport, verify};
 
 use crate::checkpoint::components::{Form, Kind};

@@ -5,7 +5,7 @@ use std::any::Any;
 use super::{Block, Kept, MethodError, Next, Parcels, Sampling, Stage};
 
 /// The state of some stage. Belongs to the stage that made it.
-pub struct State(Box<dyn Any + Send>);
+pub struct State(pub(super) Box<dyn Any + Send>);
 
 /// What an engine needs of a [`Stage`] whose state type is hidden: to show it blocks, on several threads.
 ///

@@ -23,6 +23,7 @@ mod knowing;
 mod linear;
 mod memory;
 mod nearswap;
+mod nested;
 mod parcels;
 mod pass;
 mod passthrough;
@@ -49,12 +50,13 @@ pub use emr::Rebuilt;
 pub use erased::{AnyStage, Pass, State};
 pub use knowing::Knowing;
 pub use memory::{block_len, run_in_memory};
+pub use nested::{Member, Nested, Room, Strand, Together};
 pub use parcels::{Held, Lost, Parcels};
 pub use registry::{Entry, Evidence, Setup};
 pub use sampling::Sampling;
 pub use scope::{Scope, layer};
 pub use several::{Found, Several, each_part};
-pub use unit::{PerTensor, TensorView, UnitView, Value, Values};
+pub use unit::{Part, PerTensor, TensorView, UnitView, Value, Values};
 pub use weighted::Weighted;
 
 /// The number of elements that a kernel works on at a time: small enough that base, task

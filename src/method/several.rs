@@ -244,7 +244,7 @@ impl Parcels for Of<'_> {
 
 /// Adds the parcel of a stage, by its number, to a parcel of several: number (4 bytes, little-endian), length (8 bytes),
 /// parcel; and so on.
-fn add_part(parcel: &mut Vec<u8>, number: u32, part: &[u8]) {
+pub(super) fn add_part(parcel: &mut Vec<u8>, number: u32, part: &[u8]) {
     parcel.extend(number.to_le_bytes());
     parcel.extend((part.len() as u64).to_le_bytes());
     parcel.extend(part);

@@ -1,9 +1,10 @@
 //! What a method is told about the elements it merges: tensors, and its parameters in each.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Block, MethodError};
+use super::{Block, MethodError, Scope};
 
 /// The value of a parameter.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,6 +157,30 @@ impl UnitView {
         Arc::new(Self { name: name.to_owned(), elements, experts, tensors: vec![tensor] })
     }
 
+    /// Those units of a finer scope that it consists of whose names are wanted, by their first tensors.
+    pub fn parts(&self, scope: Scope, wanted: impl Fn(&str) -> bool) -> Vec<Part> {
+        let mut parts: Vec<(Self, Vec<usize>)> = Vec::new();
+        let mut by_name: HashMap<&str, usize> = HashMap::new();
+        for (place, tensor) in self.tensors.iter().enumerate() {
+            let name = scope.unit_of(&tensor.name);
+            if !wanted(name) {
+                continue;
+            }
+            let at = *by_name.entry(name).or_insert_with(|| {
+                let view =
+                    Self { name: name.to_owned(), elements: 0, tensors: Vec::new(), ..*self };
+                parts.push((view, Vec::new()));
+                parts.len() - 1
+            });
+            let (view, places) = &mut parts[at];
+            view.tensors.push(TensorView { first: view.elements, ..tensor.clone() });
+            view.elements += tensor.elements;
+            places.push(place);
+        }
+        let part = |(view, places)| Part { view: Arc::new(view), places };
+        parts.into_iter().map(part).collect()
+    }
+
     /// Elements of the unit that lie before a block.
     pub fn place(&self, block: &Block<'_>) -> u64 {
         self.tensors.get(block.tensor).map_or(0, |tensor| tensor.first) + block.first
@@ -194,6 +219,31 @@ impl UnitView {
     }
 }
 
+/// A unit within a unit of a coarser scope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// What methods are told about it.
+    pub view: Arc<UnitView>,
+    /// Where its tensors stand in the other unit, in ascending order.
+    pub places: Vec<usize>,
+}
+
+impl Part {
+    /// From its first element in the other unit up to behind its last.
+    pub fn reach(&self, of: &UnitView) -> Range<u64> {
+        let mut tensors = self.places.iter().filter_map(|&place| of.tensors.get(place));
+        let (first, last) = (tensors.clone().next(), tensors.next_back());
+        let end = last.map_or(0, |tensor| tensor.first + tensor.elements);
+        first.map_or(0, |tensor| tensor.first)..end
+    }
+
+    /// Elements of the part among the first so many of the other unit.
+    pub fn before(&self, of: &UnitView, elements: u64) -> u64 {
+        let tensors = self.places.iter().filter_map(|&place| of.tensors.get(place));
+        tensors.map(|tensor| elements.saturating_sub(tensor.first).min(tensor.elements)).sum()
+    }
+}
+
 /// A value for each tensor of a unit, equal ones stored once.
 #[derive(Clone, Debug)]
 pub struct PerTensor<T> {
@@ -215,5 +265,49 @@ impl<T> PerTensor<T> {
     /// The distinct values.
     pub fn all(&self) -> &[T] {
         &self.all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(tensors: &[(&str, u64)]) -> UnitView {
+        let mut unit =
+            UnitView { name: "model".into(), elements: 0, experts: 2, tensors: Vec::new() };
+        for &(name, elements) in tensors {
+            let values = Arc::new(Values::new(2));
+            let (name, shape, first) = (name.into(), [elements].into(), unit.elements);
+            unit.tensors.push(TensorView { name, shape, elements, first, values });
+            unit.elements += elements;
+        }
+        unit
+    }
+
+    #[test]
+    fn a_unit_consists_of_units_of_every_finer_scope() {
+        let model = unit(&[("l.0.n", 2), ("l.1.n", 3), ("e", 10), ("l.0.a", 4), ("l.1.a", 5)]);
+        let shown = |scope| {
+            let shown = |part: Part| {
+                let firsts: Vec<u64> = part.view.tensors.iter().map(|t| t.first).collect();
+                let before = [0, 4, 12, 17, 99].map(|elements| part.before(&model, elements));
+                let reach = part.reach(&model);
+                (part.view.name.clone(), part.view.elements, part.places, firsts, reach, before)
+            };
+            model.parts(scope, |_| true).into_iter().map(shown).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(Scope::Layer),
+            [
+                ("l.0".to_owned(), 6, vec![0, 3], vec![0, 2], 0..19, [0, 2, 2, 4, 6]),
+                ("l.1".to_owned(), 8, vec![1, 4], vec![0, 3], 2..24, [0, 2, 3, 3, 8]),
+                ("e".to_owned(), 10, vec![2], vec![0], 5..15, [0, 0, 7, 10, 10]),
+            ]
+        );
+        assert_eq!(shown(Scope::Tensor).len(), 5);
+        assert_eq!(shown(Scope::Model).len(), 1);
+        let layer = &model.parts(Scope::Layer, |name| name == "l.1")[0].view;
+        let tensors = layer.parts(Scope::Tensor, |_| true);
+        assert_eq!((&*tensors[1].view.name, tensors[1].reach(layer)), ("l.1.a", 3..8));
     }
 }

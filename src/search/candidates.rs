@@ -1,6 +1,6 @@
 //! Makes candidates: recombined where only lambdas differ, else merged. One at a time is on the disk.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{Point, Request, grid, remove};
 use crate::checkpoint::components::Kind;
 use crate::error::{Error, IoContext};
-use crate::job::{self, Components, Findings, Job, Status, Survey, Ties};
+use crate::job::{self, Components, Findings, Job, Status, Survey, Ties, Units};
 use crate::plan::PlanError;
 use crate::progress::{Event, Progress, Silent};
 use crate::recipe::{Recipe, RecipeError, Setting, Settings};
@@ -19,7 +19,7 @@ const KEPT: &str = "components-";
 /// The same of files of findings.
 const FINDINGS: &str = "findings-";
 /// Settings that make no other scan necessary.
-const SCANNED: [&str; 2] = ["keep", "variant"];
+const SCANNED: [&str; 3] = ["keep", "variant", grid::SCOPE];
 
 /// Makes the candidates of a search in its work directory.
 pub(super) struct Candidates<'a> {
@@ -159,72 +159,104 @@ impl<'a> Candidates<'a> {
         stop: &AtomicBool,
     ) -> Result<u64, Error> {
         let surveyed = || self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
-        if surveyed().contains(&key(point)) {
+        if surveyed().contains(&statistics(point)) {
             return Ok(0);
         }
-        let mut group: Vec<(&Point, Recipe)> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut merges: Vec<Merge<'_>> = Vec::new();
         for other in std::iter::once(point).chain(coming) {
-            // Those that differ in lambda are one, and each is looked at once.
-            if unscanned(other) == unscanned(point) && surveyed().insert(key(other)) {
-                let recipe = self.recipe(other)?;
-                if Survey::suits(&recipe, &self.request.settings)? {
-                    group.push((other, recipe));
-                }
+            // Those that differ in lambda are one.
+            if unscanned(other) != unscanned(point) || !seen.insert(key(other)) {
+                continue;
             }
+            let recipe = self.recipe(other)?;
+            if Survey::suits(&recipe, &self.request.settings)? {
+                merges.push(Merge { point: other, recipe, outputs: 1 });
+            }
+            let _new = surveyed().insert(statistics(other));
         }
         // A scan for one merge is as good when it is made.
-        if group.len() < 2 {
+        if merges.len() < 2 {
             return Ok(0);
         }
-        // Before what is planned in earnest: two plans would not fit in the memory of one.
-        let (units, missing) = {
+        let (units, merges) = self.lacking(merges)?;
+        self.scan(&merges, &units, progress, stop)
+    }
+
+    /// The units that these merges would scan for themselves, and those that lack findings about them: each once,
+    /// whatever outputs are made of it, the coarsest scopes first.
+    fn lacking<'p>(&self, all: Vec<Merge<'p>>) -> Result<(Units, Vec<Merge<'p>>), Error> {
+        let mut units = Units::new();
+        let mut planned = Vec::new();
+        let mut keys: Vec<String> = Vec::new();
+        for Merge { recipe, .. } in &all {
+            let output = (recipe.scope, recipe.dtype);
+            if planned.contains(&output) {
+                continue;
+            }
+            planned.push(output);
+            // Before what is planned in earnest: two plans would not fit in the memory of one.
             let settings = self.settings(None, false);
-            let job = Job::plan(group[0].1.clone(), settings, Ties::Assume, &Silent)?;
-            let units = job.streamed_units();
-            let lacks = |(point, recipe): &(&Point, Recipe)| {
-                let found = Findings::load(&self.findings(point), &job.findings_key(recipe));
-                !found.is_some_and(|found| found.are_of(&units))
-            };
-            group.retain(lacks);
-            (units, group)
-        };
-        self.scan(&missing, &units, progress, stop)
+            let job = Job::plan(recipe.clone(), settings, Ties::Assume, &Silent)?;
+            let (scope, names) = job.streamed_units();
+            units.entry(scope).or_default().extend(names);
+            if keys.is_empty() {
+                keys = all.iter().map(|merge| job.findings_key(&merge.recipe)).collect();
+            }
+        }
+        units.retain(|_, names| !names.is_empty());
+        let mut lacking: Vec<Merge<'_>> = Vec::new();
+        for (key, merge) in keys.into_iter().zip(all) {
+            let Some(units) = units.get(&merge.recipe.scope) else { continue };
+            let found = Findings::load(&self.findings(merge.point), &key);
+            if found.is_some_and(|found| found.are_of(units)) {
+                continue;
+            }
+            let same = |other: &&mut Merge<'_>| statistics(other.point) == statistics(merge.point);
+            match lacking.iter_mut().find(same) {
+                Some(same) => same.outputs += 1,
+                None => lacking.push(merge),
+            }
+        }
+        lacking.sort_by_key(|merge| merge.recipe.scope);
+        Ok((units, lacking))
     }
 
     /// One scan for several merges, or as many as memory demands.
     fn scan(
         &self,
-        merges: &[(&Point, Recipe)],
-        units: &BTreeSet<String>,
+        merges: &[Merge<'_>],
+        units: &Units,
         progress: &dyn Progress,
         stop: &AtomicBool,
     ) -> Result<u64, Error> {
-        if merges.len() < 2 || units.is_empty() {
+        let outputs: usize = merges.iter().map(|merge| merge.outputs).sum();
+        if outputs < 2 {
             return Ok(0);
         }
         let told = Inner { progress, told: &self.told };
-        let recipes: Vec<Recipe> = merges.iter().map(|(_, recipe)| recipe.clone()).collect();
+        let recipes: Vec<Recipe> = merges.iter().map(|merge| merge.recipe.clone()).collect();
         let settings = self.settings(None, false);
-        let survey = match Survey::plan(&recipes, settings, Ties::Compare(stop), &told) {
-            Err(Error::Plan(PlanError::Memory { .. })) => {
+        let survey = match Survey::plan(&recipes, units, &settings, Ties::Compare(stop), &told) {
+            Err(Error::Plan(PlanError::Memory { .. })) if merges.len() > 1 => {
                 let (some, others) = merges.split_at(merges.len().div_ceil(2));
                 let read = self.scan(some, units, progress, stop)?;
                 return Ok(read + self.scan(others, units, progress, stop)?);
             }
+            Err(Error::Plan(PlanError::Memory { .. })) => return Ok(0),
             survey => survey?,
         };
-        let files: Vec<PathBuf> = merges.iter().map(|(point, _)| self.findings(point)).collect();
-        let read = survey.run(units, &files, &self.work.join("survey"), &told, stop);
+        let files: Vec<PathBuf> = merges.iter().map(|merge| self.findings(merge.point)).collect();
+        let read = survey.run(&files, &self.work.join("survey"), &told, stop);
         let read = read.map_err(|error| self.stopped(error))?;
-        let text =
-            format!("one scan for {} settings: {} read", merges.len(), crate::human::bytes(read));
+        let text = format!("one scan for {outputs} settings: {} read", crate::human::bytes(read));
         progress.event(&Event::Notice { text: &text });
         Ok(read)
     }
 
     /// Where findings of a merge with these settings are kept.
     fn findings(&self, point: &Point) -> PathBuf {
-        self.work.join(format!("{FINDINGS}{}", key(point)))
+        self.work.join(format!("{FINDINGS}{}", statistics(point)))
     }
 
     fn run(
@@ -312,15 +344,32 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// The settings of a candidate but for those that one scan looks at side by side.
+/// A merge whose statistics are looked for.
+struct Merge<'p> {
+    point: &'p Point,
+    recipe: Recipe,
+    /// Outputs that are made with them.
+    outputs: usize,
+}
+
+/// The settings of a candidate but for those that one scan looks at side by side, or that it does not depend on.
 fn unscanned(point: &Point) -> Vec<&(String, String)> {
-    point.settings.iter().filter(|(name, _)| !SCANNED.contains(&&**name)).collect()
+    let other = |name: &str| !SCANNED.contains(&name) && name != grid::DTYPE;
+    point.settings.iter().filter(|(name, _)| other(name)).collect()
 }
 
 /// Tells settings apart.
 fn key(point: &Point) -> String {
-    let text: Vec<String> =
-        point.settings.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    hash(point.settings.iter())
+}
+
+/// Tells settings apart that statistics depend on.
+fn statistics(point: &Point) -> String {
+    hash(point.settings.iter().filter(|(name, _)| name != grid::DTYPE))
+}
+
+fn hash<'a>(settings: impl Iterator<Item = &'a (String, String)>) -> String {
+    let text: Vec<String> = settings.map(|(name, value)| format!("{name}={value}\n")).collect();
     blake3::hash(text.concat().as_bytes()).to_hex()[..12].to_owned()
 }
 

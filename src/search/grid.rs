@@ -4,15 +4,41 @@ use std::fmt;
 
 use super::Point;
 use crate::error::Error;
-use crate::recipe::{Recipe, RecipeError, Scope, Setting, Words, mergekit, suggestion};
+use crate::recipe::{Recipe, RecipeError, Setting, Words, mergekit, suggestion};
 
 const LAMBDA: &str = "lambda";
-const SCOPE: &str = "scope";
+pub(super) const SCOPE: &str = "scope";
+/// The type of the output: the same merge, rounded otherwise.
+pub(super) const DTYPE: &str = "dtype";
+
+/// Settings of recipes that change how an output is stored, and none of its values.
+const STORED: [&str; 2] = ["shard_size", "copy_code"];
+/// Those that say what is merged, or what becomes of the files beside it.
+const INPUTS: [&str; 18] = [
+    "merge_method",
+    "dialect",
+    "base_model",
+    "models",
+    "slices",
+    "modules",
+    "include",
+    "exclude",
+    "missing",
+    "vocab",
+    "nonfinite",
+    "lenient",
+    "count_aliases",
+    "coefficients",
+    "tokenizer",
+    "tokenizer_source",
+    "chat_template",
+    "seed",
+];
 
 /// A setting and the values that are tried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
-    /// Its name: a parameter of the method, or `scope`.
+    /// Its name: a parameter of the method, `scope`, or `dtype`.
     pub name: String,
     /// Values, as they would be typed.
     pub values: Vec<String>,
@@ -84,22 +110,19 @@ pub(super) fn apply(recipe: &mut Recipe, name: &str, value: &str) -> Result<(), 
     let wrong = |reason: String| -> Error {
         RecipeError::Value { key: format!("--grid {name}"), reason }.into()
     };
-    if name == SCOPE {
-        let known: Vec<&str> = Scope::WORDS.iter().map(|(word, _)| *word).collect();
-        let unknown = || wrong(format!("{value:?} is unknown; known: {}", known.join(", ")));
-        recipe.scope = Scope::parse(value).ok_or_else(unknown)?;
-        return Ok(());
+    match name {
+        SCOPE => {
+            recipe.scope = word(value).map_err(wrong)?;
+            return Ok(());
+        }
+        DTYPE => {
+            recipe.dtype = word(value).map_err(wrong)?;
+            return Ok(());
+        }
+        _ => {}
     }
-    let names = recipe.method.parameters.iter().map(|parameter| parameter.name);
     if recipe.method.parameter(name).is_none() {
-        let meant = suggestion(name, names.clone().chain([SCOPE]));
-        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        let known: Vec<&str> = names.chain([SCOPE]).collect();
-        return Err(wrong(format!(
-            "{} has no such setting; known: {}{meant}",
-            recipe.method.name,
-            known.join(", ")
-        )));
+        return Err(wrong(no_axis(recipe, name)));
     }
     let setting: Setting =
         mergekit::setting(name, value).map_err(|complaint| wrong(complaint.text.clone()))?;
@@ -108,6 +131,30 @@ pub(super) fn apply(recipe: &mut Recipe, name: &str, value: &str) -> Result<(), 
     }
     recipe.parameters.set(name, setting);
     Ok(())
+}
+
+/// Why something can be no axis, and what can.
+fn no_axis(recipe: &Recipe, name: &str) -> String {
+    let names = recipe.method.parameters.iter().map(|parameter| parameter.name);
+    let known: Vec<&str> = names.chain([SCOPE, DTYPE]).collect();
+    let why = if STORED.contains(&name) {
+        "it says how the output is stored, and every candidate would be the same model".to_owned()
+    } else if INPUTS.contains(&name) {
+        "it belongs to the recipe, and is the same for all candidates".to_owned()
+    } else {
+        // Recipes have it as `out_dtype`, too.
+        let meant = name.strip_prefix("out_").unwrap_or(name);
+        let meant = suggestion(meant, known.iter().copied());
+        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        format!("{} has no such setting{meant}", recipe.method.name)
+    };
+    format!("{why}; what can be an axis: {}", known.join(", "))
+}
+
+/// The value of a word.
+fn word<T: Words>(value: &str) -> Result<T, String> {
+    let known: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+    T::parse(value).ok_or_else(|| format!("{value:?} is unknown; known: {}", known.join(", ")))
 }
 
 #[cfg(test)]
@@ -138,11 +185,18 @@ mod tests {
             |text: &str| Axis::parse(text).unwrap().check(&recipe).map_err(|e| e.to_string());
         assert!(check("keep=0.05,0.1").is_ok() && check("scope=model,tensor").is_ok());
         assert!(check("variant=a,paper").is_ok() && check("lambda=1,2").is_ok());
+        assert!(check("dtype=keep,bf16,f16,f32").is_ok());
         for (text, part) in [
             ("kep=0.1", "did you mean keep?"),
             ("scope=all", "known: model, layer, tensor"),
             ("keep=0.1,2", "2 is not a fraction"),
             ("variant=e", "\"e\" is unknown"),
+            ("dtype=int8", "\"int8\" is unknown; known: keep, bf16, f16, f32"),
+            (
+                "shard_size=1GB",
+                "would be the same model; what can be an axis: variant, keep, lambda, scope, dtype",
+            ),
+            ("tokenizer=union", "the same for all candidates; what can be an axis: variant,"),
             ("lambda=x", "\"x\" is not a number"),
         ] {
             let error = check(text).unwrap_err();

@@ -206,7 +206,7 @@ pub(super) struct Search {
     /// Candidates to try, at most
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) budget: usize,
-    /// Try all combinations of these values instead, for example keep=0.05,0.1 scope=model,tensor lambda=1,1.4
+    /// Try all combinations of these values instead, for example keep=0.05,0.1 scope=model,tensor dtype=bf16,f32 lambda=1,1.4
     #[arg(long, value_name = "NAME=VALUES", num_args = 1.., value_parser = Axis::parse, conflicts_with_all = ["bounds", "init", "seed"])]
     pub(super) grid: Vec<Axis>,
     /// Bounds of lambda: vision (0.8..1.3) and nlp (0.5..3.0), as PCB's authors search, or LOW..HIGH
