@@ -26,7 +26,7 @@ use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Sources, Work, host};
 use crate::error::Error;
 use crate::method::{AnyStage, ExpertOutcome, Next, Outcome, Sampling, State};
-use crate::plan::{Grain, Run, Segment};
+use crate::plan::{Grain, Mode, Run, Segment};
 use crate::progress::{Event, Progress};
 
 /// One kind of pass, as it went.
@@ -166,7 +166,7 @@ fn in_staging(
         progress.event(&Event::Notice { text: "going on where an earlier run stopped" });
     }
     let source = open(job, job.plan.budget.grain)?;
-    let (sampler, scattered) = (open(job, Grain::Sparse)?, open(job, Grain::Sparse)?);
+    let (sampler, scattered) = (open_sampler(job)?, open(job, Grain::Sparse)?);
     let config = SinkConfig {
         chunk: job.plan.budget.write_behind,
         keep_cache: job.keep_cache,
@@ -206,7 +206,17 @@ fn in_staging(
 
 /// Prepares to read the inputs.
 pub(super) fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
-    let mut reading = SourceConfig::new(job.mode);
+    open_by(job, job.mode, grain)
+}
+
+/// Prepares to read samples. Short runs are cheaper to copy than to map, where what the copies leave in the page cache may stay.
+fn open_sampler(job: &Job) -> Result<Source, EngineError> {
+    let copies = job.keep_cache && job.mode == Mode::Mmap;
+    open_by(job, if copies { Mode::Pread } else { job.mode }, Grain::Sparse)
+}
+
+fn open_by(job: &Job, mode: Mode, grain: Grain) -> Result<Source, EngineError> {
+    let mut reading = SourceConfig::new(mode);
     (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
     Source::open(job.input_files(), &reading).map_err(EngineError::Source)
 }
