@@ -214,6 +214,7 @@ impl Catalog {
         if catalog.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.len)) > MAX_BYTES {
             return Err(catalog.inconsistent("holds more than 4 PiB, as no model does".to_owned()));
         }
+        catalog.tensors.shrink_to_fit();
         catalog.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         catalog.check_names()?;
         if let Some(index) = index {

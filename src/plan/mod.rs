@@ -212,10 +212,10 @@ impl Plan {
         } else {
             Origins::Sliced(Sliced::new(recipe, inputs)?)
         };
-        let alignment = align::align(recipe, inputs, &origins, &selection)?;
+        let mut alignment = align::align(recipe, inputs, &origins, &selection)?;
         let tensors = out_tensors(recipe, &alignment);
         let layout = Layout::new(&tensors, recipe.shard_size)?;
-        let mut segments = segments(&alignment, &tensors, &layout);
+        let mut segments = segments(&mut alignment, &tensors, &layout);
         match means.beside {
             Beside::Frames { .. } => segments.iter_mut().for_each(Segment::forget_experts),
             Beside::Unified => {
@@ -377,15 +377,16 @@ fn shape(aligned: &align::Aligned<'_>) -> Box<[u64]> {
     shape
 }
 
-fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
-    let mut segments = Vec::new();
+/// The segments in output order. They take the parts of the tensors: a plan of a large model is no small thing.
+fn segments(alignment: &mut Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -> Vec<Segment> {
+    let mut segments = Vec::with_capacity(tensors.len());
     for (shard, placed) in
         layout.shards.iter().enumerate().flat_map(|(k, s)| s.tensors.iter().map(move |p| (k, p)))
     {
         let float = tensors[placed.index].dtype.known().and_then(Float::from_dtype);
         let mut first = 0;
         let mut offset = placed.offset;
-        for part in &alignment.tensors[placed.index].parts {
+        for part in std::mem::take(&mut alignment.tensors[placed.index].parts) {
             let (out, out_size) = match (part.action, float) {
                 (Action::Copy { .. }, _) | (_, None) => (Float::F8E4M3, 1),
                 (_, Some(float)) => (float, float.size() as u32),
@@ -396,8 +397,8 @@ fn segments(alignment: &Alignment<'_>, tensors: &[OutTensor], layout: &Layout) -
                     first,
                     action: part.action,
                     elements: part.elements,
-                    sources: part.sources.clone().into(),
-                    told: part.told.clone(),
+                    sources: part.sources.into(),
+                    told: part.told,
                     grain: 1,
                     place: 0,
                     out,

@@ -165,3 +165,44 @@ fn a_limit_that_is_too_small_is_refused_with_one_that_works() {
     let limit: u64 = needed.trim_end_matches("MiB").parse().unwrap();
     assert!(group.peak() <= limit * MIB, "{} MiB with --memory {needed}", group.peak() / MIB);
 }
+
+#[test]
+fn planning_very_many_tensors_stays_inside_the_limit_too() {
+    let Some(group) = Cgroup::create(800 * MIB) else { return };
+    let dir = scratch();
+    for (name, value) in [("base", 0.25f32), ("expert", 0.5)] {
+        let mut header = serde_json::Map::new();
+        for n in 0..40_000 {
+            let (layer, expert) = (n / 500, n % 500);
+            let name = format!("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight");
+            let tensor =
+                json!({"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * n, 4 * n + 4]});
+            header.insert(name, tensor);
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..40_000).flat_map(|_| value.to_le_bytes()));
+        std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("model.safetensors"), bytes).unwrap();
+    }
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, expert) = (path("base"), path("expert"));
+    let plan = |memory: &str| {
+        group.run(&["plan", "--base", &base, "--expert", &expert, "--memory", memory])
+    };
+    let refused = plan("8MiB");
+    assert_eq!(refused.status.code(), Some(9));
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let needed = message.split("--memory ").nth(1).unwrap().split(';').next().unwrap().trim();
+    let limit: u64 = needed.trim_end_matches("MiB").parse().unwrap();
+    let Some(small) = Cgroup::create(limit * MIB) else { return };
+    drop_page_cache(dir.path());
+    let out = path("out");
+    succeeded(
+        &small.run(&[
+            "merge", "--base", &base, "--expert", &expert, "--out", &out, "--memory", needed,
+        ]),
+    );
+    assert!(small.peak() <= limit * MIB);
+}
