@@ -95,21 +95,36 @@ pub struct Frame {
     pub sums: Vec<f64>,
 }
 
-/// What a tile has for frames.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TileShares {
-    /// Entries of each expert; places count from the tile's start.
-    pub rows: Vec<Vec<Entry>>,
-    /// As many as [`Form::sums`], for each block of the tile.
-    pub sums: Vec<f64>,
+/// The frames of a tile, as they are stored.
+#[derive(Debug, Default)]
+pub struct TileFrames {
+    /// One behind another.
+    pub bytes: Vec<u8>,
+    /// What is in each.
+    pub told: Vec<Told>,
 }
 
-impl TileShares {
+impl TileFrames {
     /// Empties it, and keeps its room.
     pub fn clear(&mut self) {
-        self.rows.iter_mut().for_each(Vec::clear);
-        self.sums.clear();
+        self.bytes.clear();
+        self.told.clear();
     }
+}
+
+/// What is told of a stored frame without unpacking it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// The tensor, by its number in the file's table.
+    pub tensor: u32,
+    /// Its number in the tensor.
+    pub number: u32,
+    /// Bytes that it takes.
+    pub bytes: u32,
+    /// Entries of each expert.
+    pub entries: Vec<u32>,
+    /// As many as [`Form::sums`].
+    pub sums: Vec<f64>,
 }
 
 /// What a frame's first bytes say.
@@ -156,6 +171,17 @@ impl Frame {
     pub fn clear(&mut self) {
         self.rows.iter_mut().for_each(Vec::clear);
         self.sums.fill(0.0);
+    }
+
+    /// What is told of it, if it takes so many bytes.
+    pub fn told(&self, bytes: usize) -> Told {
+        Told {
+            tensor: self.tensor,
+            number: self.number,
+            bytes: bytes as u32,
+            entries: self.rows.iter().map(|row| row.len() as u32).collect(),
+            sums: self.sums.clone(),
+        }
     }
 
     /// The frame as it is stored.

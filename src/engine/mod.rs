@@ -8,6 +8,7 @@ mod alarm;
 mod buffer;
 mod decode;
 mod frames;
+mod framing;
 pub mod host;
 mod observe;
 mod pipeline;
@@ -20,7 +21,7 @@ mod worker;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use crate::checkpoint::components::{Form, TileShares};
+use crate::checkpoint::components::{Form, TileFrames};
 use crate::kernel::Kernels;
 use crate::method::{Method, MethodError, Outcome, Pass, State};
 use crate::plan::{Plan, Tile};
@@ -43,7 +44,7 @@ pub struct Context<'a> {
     pub kernels: &'static Kernels,
     /// What to do with values that are not finite.
     pub nonfinite: NonFinite,
-    /// The form in which maps fill in shares, for [`TileSink::shares`], if they do.
+    /// The form of the frames that maps make, for [`TileSink::frames`], if they do.
     pub shares: Option<Form>,
     /// Whether maps gather statistics about what they merge, for [`TileSink::seen`].
     pub statistics: bool,
@@ -128,11 +129,11 @@ pub trait TileSink: Send {
     /// If the disk refuses.
     fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
 
-    /// Takes the shares of a tile that was merged. Called after its bytes were written.
+    /// Takes the frames of a tile that was merged. Called after its bytes were written.
     ///
     /// # Errors
     /// If the disk refuses.
-    fn shares(&mut self, _tile: &Tile, _shares: &TileShares) -> Result<(), SinkError> {
+    fn frames(&mut self, _frames: &TileFrames) -> Result<(), SinkError> {
         Ok(())
     }
 

@@ -31,7 +31,7 @@ use super::rows::Rows;
 use super::source::{ByteRange, Source, TileBytes};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
-use crate::checkpoint::components::TileShares;
+use crate::checkpoint::components::TileFrames;
 use crate::method::State;
 use crate::plan::{Action, Segment, Tile, sampled, tiles};
 
@@ -39,7 +39,7 @@ use crate::plan::{Action, Segment, Tile, sampled, tiles};
 #[derive(Default)]
 struct Ticket {
     out: Vec<u8>,
-    shares: TileShares,
+    frames: TileFrames,
     /// What a map has seen of the tile.
     seen: Option<Seen>,
 }
@@ -292,7 +292,7 @@ fn compute(
             bytes: of_sources(segment, &bytes),
             products: &products,
         };
-        match worker.tile(unit, &data, &mut ticket.out, &mut ticket.shares) {
+        match worker.tile(unit, &data, &mut ticket.out, &mut ticket.frames) {
             Err(EngineError::Interrupted) => {
                 cut = true;
                 alarm.ring();
@@ -334,8 +334,8 @@ fn write(
             if !ticket.out.is_empty() {
                 sink.write(segment.shard as usize, offset, &ticket.out)?;
             }
-            if context.shares.is_some() && segment.action == Action::Merge {
-                sink.shares(&tile, &ticket.shares)?;
+            if !ticket.frames.bytes.is_empty() {
+                sink.frames(&ticket.frames)?;
             }
             if let Some(seen) = ticket.seen.as_ref().filter(|_| segment.action == Action::Merge) {
                 sink.seen(&tile, seen);

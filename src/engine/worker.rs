@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use super::decode::{Decoder, TileData, encode};
+use super::framing::Framer;
 use super::observe::{Observer, Seen};
 use super::{Context, EngineError, Keep, SinkError, Work};
-use crate::checkpoint::components::{Form, Kind, TileShares};
+use crate::checkpoint::components::{FRAME, TileFrames};
 use crate::method::{BLOCK, Held, Next, Outcome, Pass, State, block_len};
 use crate::plan::Action;
 
@@ -19,8 +20,8 @@ pub(super) struct Worker<'a> {
     work: &'a Work<'a>,
     decoder: Decoder,
     values: Vec<f32>,
-    /// Rows of shares of a block.
-    shares: Vec<f32>,
+    /// Where frames are kept.
+    framer: Option<Framer>,
     /// The state of a streamed stage.
     pub(super) state: Option<State>,
     /// Where statistics are asked for.
@@ -40,7 +41,7 @@ impl<'a> Worker<'a> {
             work,
             decoder: Decoder::new(),
             values: vec![0.0; BLOCK],
-            shares: Vec::new(),
+            framer: context.shares.map(Framer::new),
             state,
             observer: context.statistics.then(Observer::new),
             outcomes: Vec::new(),
@@ -66,19 +67,19 @@ impl<'a> Worker<'a> {
         unit: Option<u32>,
         tile: &TileData<'_>,
         out: &mut [u8],
-        shares: &mut TileShares,
+        frames: &mut TileFrames,
     ) -> Result<(), EngineError> {
-        shares.clear();
+        frames.clear();
         match (self.work, unit) {
             (Work::Copies { .. }, _) => self.copy(tile, out),
             (Work::Stage { stage, keep, .. }, _) => {
                 let Some(mut state) = self.state.take() else { return Ok(()) };
-                let done = self.stage(*stage, &mut state, tile, (out, shares), *keep);
+                let done = self.stage(*stage, &mut state, tile, (out, frames), *keep);
                 self.state = Some(state);
                 done
             }
             (Work::Whole { .. }, Some(unit)) => {
-                let outcome = self.whole(unit, tile, (out, shares))?;
+                let outcome = self.whole(unit, tile, (out, frames))?;
                 self.outcomes.push((unit, outcome));
                 Ok(())
             }
@@ -91,10 +92,13 @@ impl<'a> Worker<'a> {
         stage: &dyn Pass,
         state: &mut State,
         tile: &TileData<'_>,
-        (out, shares): (&mut [u8], &mut TileShares),
+        (out, frames): (&mut [u8], &mut TileFrames),
         keep: &dyn Keep,
     ) -> Result<(), EngineError> {
-        let split = self.context.shares.filter(|_| stage.writes());
+        let mut framer = self.framer.as_mut().filter(|_| stage.writes());
+        if let Some(framer) = &mut framer {
+            framer.begin();
+        }
         let size = tile.segment.out_size as usize;
         let block = block_len(tile.segment.grain);
         if stage.writes() && self.values.len() < block {
@@ -111,14 +115,11 @@ impl<'a> Worker<'a> {
             }
             let len = block.min(tile.elements - at);
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
-            let rows = &mut self.shares;
             self.decoder.block(self.context, tile, at, len, |block| {
-                if let Some(form) = split {
-                    rows.resize(block.rows.len() * len, 0.0);
-                    let before = shares.sums.len();
-                    shares.sums.resize(before + form.sums(), 0.0);
-                    stage.add_shares(state, block, values, rows, &mut shares.sums[before..]);
-                    list(form, (at, len), rows, shares);
+                if let Some(framer) = &mut framer {
+                    let (rows, sums) = framer.room(len);
+                    stage.add_shares(state, block, values, rows, sums);
+                    framer.add(at);
                 } else {
                     stage.add(state, block, values);
                 }
@@ -126,6 +127,13 @@ impl<'a> Worker<'a> {
                     observer.count(block, |kept| stage.count_kept(state, block, kept));
                 }
             })?;
+            if let Some(framer) = &mut framer
+                && let Some(tensor) = tile.segment.frames
+                && ((at + len) % FRAME as usize == 0 || at + len == tile.elements)
+            {
+                let number = (tile.start + at as u64) / u64::from(FRAME);
+                framer.finish((tensor, number as u32), frames)?;
+            }
             if let Some(parcel) = stage.hand_out(state, false) {
                 keep.keep(&parcel)?;
             }
@@ -158,7 +166,7 @@ impl<'a> Worker<'a> {
         &mut self,
         unit: u32,
         tile: &TileData<'_>,
-        (out, shares): (&mut [u8], &mut TileShares),
+        (out, frames): (&mut [u8], &mut TileFrames),
     ) -> Result<Outcome, EngineError> {
         let named =
             |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
@@ -169,7 +177,7 @@ impl<'a> Worker<'a> {
             // Every pass meets the same values that are not finite: count those of the last.
             self.decoder.replaced = before;
             let (mut state, held) = (stage.empty(), Held::default());
-            self.stage(&*stage, &mut state, tile, (&mut *out, &mut *shares), &held)?;
+            self.stage(&*stage, &mut state, tile, (&mut *out, &mut *frames), &held)?;
             if let Some(parcel) = stage.hand_out(&mut state, true) {
                 held.keep(parcel);
             }
@@ -225,19 +233,6 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Appends what is there in rows of `len` elements, the first at `at`, to the lists of the experts.
-fn list(form: Form, (at, len): (usize, usize), rows: &[f32], shares: &mut TileShares) {
-    let there = |share: f32| match form.kind {
-        Kind::Shares => share != 0.0,
-        Kind::Unified => !share.is_nan(),
-    };
-    shares.rows.resize(form.experts, Vec::new());
-    for (row, list) in rows.chunks_exact(len).zip(&mut shares.rows) {
-        let entries = (at as u32..).zip(row.iter().copied());
-        list.extend(entries.filter(|&(_, share)| there(share)));
     }
 }
 

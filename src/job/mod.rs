@@ -7,7 +7,6 @@
 //!   state/journal         how far it has come
 //!   state/fold-U-S-E      what a fold has gathered
 //!   state/kept-U-S-E      what it has put aside on the way
-//!   state/begun-U-S-E     the frame of components that was begun
 //!   state/seen-U-S-E      statistics since the record before
 //!   components/           components, if they are kept
 //!   model/NAME.part       shards being written; no loader looks for that name

@@ -9,7 +9,7 @@ use super::components::Writer;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
 use super::statistics::Collector;
-use crate::checkpoint::components::TileShares;
+use crate::checkpoint::components::TileFrames;
 use crate::checkpoint::{Layout, hex};
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
@@ -453,8 +453,8 @@ impl TileSink for Output<'_> {
         self.finish_if_whole(k)
     }
 
-    fn shares(&mut self, tile: &Tile, shares: &TileShares) -> Result<(), SinkError> {
-        self.components.as_mut().map_or(Ok(()), |components| components.add(tile, shares))
+    fn frames(&mut self, frames: &TileFrames) -> Result<(), SinkError> {
+        self.components.as_mut().map_or(Ok(()), |components| components.add(frames))
     }
 
     fn seen(&mut self, tile: &Tile, seen: &Seen) {

@@ -19,9 +19,9 @@ pub(super) fn piece(
     share: f64,
 ) -> Range<u64> {
     let plan = &job.plan;
-    let all = segments.iter().map(|&s| &plan.segments[s as usize]);
-    let grain = all.clone().map(|s| s.grain).max().unwrap_or(1);
-    let widest = all
+    let widest = segments
+        .iter()
+        .map(|&s| &plan.segments[s as usize])
         .map(|s| match s.out_size {
             // What is made instead of an output takes about a value for each element.
             0 if writes => 4,
@@ -32,8 +32,7 @@ pub(super) fn piece(
         .unwrap_or(1);
     let most = job.settings.checkpoint.unwrap_or(if writes { WRITTEN } else { READ });
     let elements = ((most / widest) as f64 / share) as u64;
-    // No piece ends amid a grain, and each has at least one.
-    let mut to = total.min(from.saturating_add(elements.max(grain)));
+    let mut to = total.min(from.saturating_add(elements.max(1)));
     if let Some(most) = statistics::tensors_at_once(job).filter(|_| writes) {
         let end = |&s: &u32| plan.segments[s as usize].elements;
         let ends = segments.iter().map(end).scan(0, |sum, it| {
@@ -42,5 +41,6 @@ pub(super) fn piece(
         });
         to = ends.filter(|&end| end > from).nth(most - 1).map_or(to, |end| end.min(to));
     }
-    from..if to < total { plan.aligned(segments, to) } else { total }
+    // No piece ends amid elements that must meet, and each has some.
+    from..if to < total { plan.aligned(segments, from, to) } else { total }
 }

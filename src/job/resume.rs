@@ -6,8 +6,7 @@ use super::journal::{Cursor, Journal, Written};
 use super::output::file_of;
 use super::parcels::Shelf;
 use super::snapshots::Snapshots;
-use super::{Job, components};
-use crate::checkpoint::components::{Form, Frame, HEAD};
+use super::Job;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
 use crate::method::{AnyStage, Next, State};
@@ -45,57 +44,6 @@ pub(super) fn recheck(job: &Job, model: &Path, journal: &mut Journal) -> Result<
         }
     }
     Ok(())
-}
-
-/// Reads back what the newest records speak of in the components.
-///
-/// # Errors
-/// What the disk says.
-pub(super) fn recheck_components(
-    job: &Job,
-    form: Form,
-    dir: &Path,
-    journal: &mut Journal,
-) -> Result<(), Error> {
-    let mut left = job.settings.reread.unwrap_or(REREAD);
-    let grown: Vec<u64> = (journal.records())
-        .map(|record| record.components.as_ref().map_or(HEAD, |grown| grown.bytes))
-        .collect();
-    for at in (0..grown.len()).rev() {
-        let (to, before) = (grown[at], at.checked_sub(1).map_or(HEAD, |before| grown[before]));
-        if to <= before {
-            continue;
-        }
-        if left == 0 {
-            break;
-        }
-        left = left.saturating_sub(to - before);
-        if !components::is_there(dir, form, before, to)? {
-            journal.take_back(at)?;
-        }
-    }
-    Ok(())
-}
-
-/// The frame of components that was begun when the last record was made, none if there was none; `None` if it is gone
-/// or damaged.
-///
-/// # Errors
-/// What the disk says.
-#[expect(clippy::option_option, reason = "nothing begun is not the same as gone")]
-pub(super) fn begun(
-    form: Form,
-    journal: &Journal,
-    saved: &Snapshots<'_>,
-) -> Result<Option<Option<Frame>>, Error> {
-    let last = journal.last().and_then(|last| last.components.as_ref());
-    if !last.is_some_and(|grown| grown.begun) {
-        return Ok(Some(None));
-    }
-    let Cursor { units, stage, elements, .. } = journal.cursor();
-    let stored = saved.load(units, stage, elements)?;
-    let frame = stored.and_then(|stored| Frame::load(&stored, form).ok());
-    Ok(frame.map(|(frame, _)| Some(frame)))
 }
 
 fn is_there(job: &Job, model: &Path, written: &Written) -> Result<bool, SinkError> {

@@ -129,29 +129,18 @@ fn in_staging(
     let seen = Snapshots::seen(&*job.storage, &staging.state());
     let _any = statistics::resume(job, &mut journal, &seen)?;
     let shelf = Shelf::new(&*job.storage, &staging.state());
-    let begun = Snapshots::begun(&*job.storage, &staging.state());
-    let (under_way, components) = match job.form() {
-        None => (resume::resume(job, &mut journal, &snapshots, &shelf)?, None),
+    let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
+    let components = match job.form() {
+        None => None,
         Some(form) => {
             let there = match &job.settings.components {
                 Some(dir) => components::check(job, dir, staging.out(), journal.last().is_some())?,
                 None => false,
             };
             let place = staging.frames(form.kind);
-            if !there {
-                resume::recheck_components(job, form, &place, &mut journal)?;
-            }
-            let (under_way, frame) = loop {
-                let under_way = resume::resume(job, &mut journal, &snapshots, &shelf)?;
-                match resume::begun(form, &journal, &begun)? {
-                    Some(frame) => break (under_way, frame),
-                    None => journal.take_back(journal.len() - 1)?,
-                }
-            };
             let grown = journal.last().and_then(|last| last.components.as_ref());
             let writer = Writer::published(&*job.storage, place, &job.plan, form);
-            let writer = if there { writer } else { writer.open(grown, frame)? };
-            (under_way, Some(writer))
+            Some(if there { writer } else { writer.open(grown)? })
         }
     };
     let cursor = journal.cursor();
@@ -187,7 +176,6 @@ fn in_staging(
         output,
         journal,
         snapshots,
-        begun,
         seen,
         shelf: &shelf,
         cursor,
@@ -233,8 +221,6 @@ struct Passes<'a> {
     output: Output<'a>,
     journal: Journal,
     snapshots: Snapshots<'a>,
-    /// Frames of components that were begun when records were made.
-    begun: Snapshots<'a>,
     /// Statistics of the pieces.
     seen: Snapshots<'a>,
     shelf: &'a Shelf<'a>,
@@ -396,12 +382,7 @@ impl Passes<'_> {
     fn record(&mut self, written: bool) -> Result<(), Error> {
         let mut news = if written { self.output.sync()? } else { Record::default() };
         if let Some(components) = self.output.components() {
-            let (grown, begun) = components.sync()?;
-            let Cursor { units, stage, elements, .. } = self.cursor;
-            if let Some(begun) = begun {
-                self.begun.save((units, stage, elements), &begun)?;
-            }
-            news.components = Some(grown);
+            news.components = Some(components.sync()?);
         }
         if let Some(told) = self.output.statistics().and_then(Collector::take) {
             let Cursor { units, stage, elements, .. } = self.cursor;
@@ -414,8 +395,6 @@ impl Passes<'_> {
         let (read, total) = (resume::read(self.job, &self.cursor), self.total);
         let news = Record { cursor: self.cursor.clone(), read, total, ..news };
         self.journal.append(self.staging.record(news))?;
-        let at = (self.cursor.units, self.cursor.stage, self.cursor.elements);
-        self.begun.forget(|unit, stage, elements| (unit, stage, elements) < at);
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! state/fold-U-S-E    BLAKE3 (32 bytes), then the merged state of stage S of unit U after E elements, zstd
-//! state/begun-U-S-E   the same with the frame of components that was begun then
 //! state/seen-U-S-E    the same with what statistics were gathered since the record before
 //! ```
 
@@ -13,7 +12,6 @@ use crate::engine::sink::{Storage, durable};
 use crate::error::{Error, IoContext};
 
 const FOLD: &str = "fold-";
-const BEGUN: &str = "begun-";
 const SEEN: &str = "seen-";
 
 /// The saved states of a staging directory.
@@ -29,11 +27,6 @@ impl<'a> Snapshots<'a> {
         Self { storage, dir: dir.to_owned(), prefix: FOLD }
     }
 
-    /// Frames of components that were begun.
-    pub(super) fn begun(storage: &'a dyn Storage, dir: &Path) -> Self {
-        Self { prefix: BEGUN, ..Self::new(storage, dir) }
-    }
-
     /// Statistics about the merge.
     pub(super) fn seen(storage: &'a dyn Storage, dir: &Path) -> Self {
         Self { prefix: SEEN, ..Self::new(storage, dir) }
@@ -41,7 +34,7 @@ impl<'a> Snapshots<'a> {
 
     /// Whether `name` is the name of a saved state.
     pub(super) fn owns(name: &str) -> bool {
-        [FOLD, BEGUN, SEEN].iter().any(|prefix| numbers(prefix, name).is_some())
+        [FOLD, SEEN].iter().any(|prefix| numbers(prefix, name).is_some())
     }
 
     /// Saves the state of a stage after some of its elements, durably, before the record about it.
@@ -138,8 +131,7 @@ mod tests {
 
     #[test]
     fn names_are_exact() {
-        assert!(Snapshots::owns("fold-0-1-2") && Snapshots::owns("begun-0-1-2"));
-        assert!(Snapshots::owns("seen-0-1-2"));
+        assert!(Snapshots::owns("fold-0-1-2") && Snapshots::owns("seen-0-1-2"));
         for name in ["fold-", "fold-1-2", "fold-1-2-3-4", "fold-a-1-2", "unfold-1-2-3"] {
             assert!(!Snapshots::owns(name), "{name}");
         }

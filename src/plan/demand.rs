@@ -1,7 +1,7 @@
 //! What the budget depends on, added up from the plan.
 
 use super::{Beside, Inputs, Means, Segment, Unit, budget, low_rank, seen, solve};
-use crate::checkpoint::components::{Entry, FRAME};
+use crate::checkpoint::components::{Entry, FRAME, Form, Kind};
 use crate::method::{Method, Scope, block_len};
 use crate::recipe::{Coefficients, Recipe};
 pub(super) fn demand(
@@ -17,7 +17,7 @@ pub(super) fn demand(
         |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
     let single = units.iter().filter(|u| u.segments.len() == 1 && !solved(u));
     let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
-    let grain = segments.iter().map(|s| s.grain).max().unwrap_or(1);
+    let grain = segments.iter().map(Segment::cut).max().unwrap_or(1);
     // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
     let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
     let block = block.saturating_sub(crate::method::BLOCK) as u64;
@@ -32,11 +32,14 @@ pub(super) fn demand(
     let (n, frame) = (recipe.models.len() as u64, u64::from(FRAME));
     // A frame as entries, and packed.
     let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
-    let (inputs_read, input_bytes, entries, frames) = match means.beside {
+    let (inputs_read, input_bytes, packed, frames) = match means.beside {
         Beside::Nothing => (read, stored, 0, 0),
+        // What a frame holds at most for each element; zstd adds next to nothing.
         Beside::Shares | Beside::Unified => {
-            let entries = n * size_of::<Entry>() as u64;
-            (read, stored, entries, unpacked + n * block_rows())
+            let kind = if means.beside == Beside::Shares { Kind::Shares } else { Kind::Unified };
+            let form = Form { kind, experts: n as usize };
+            let packed = (form.largest() as u64).div_ceil(frame) + 1;
+            (read, stored, packed, unpacked + packed * frame + n * block_rows())
         }
         Beside::Frames { largest } => {
             (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
@@ -52,7 +55,7 @@ pub(super) fn demand(
         low_rank,
         solve: solve::Need::new(segments, units, method),
         input_bytes,
-        output_bytes: widest(|s| u64::from(s.out_size)) + entries,
+        output_bytes: widest(|s| u64::from(s.out_size)) + packed,
         state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames,
         seen_bytes: seen.unwrap_or_default(),
         // Names and places are there twice while the plan is made, and once more in the manifest when a merge ends: 79 MB of

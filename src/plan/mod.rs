@@ -244,6 +244,11 @@ impl Plan {
             let segment = &mut segments[segment as usize];
             (segment.grain, segment.place) = (method.grain(tensor).max(1), place);
         }
+        if means.beside != Beside::Nothing {
+            for (&segment, number) in units.iter().flat_map(|unit| &unit.segments).zip(0..) {
+                segments[segment as usize].frames = Some(number);
+            }
+        }
         solve::settle(&mut segments, &units, &inputs.labels, means.statistics)?;
         let demand = demand(recipe, inputs, &segments, &units, method, means);
         let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
@@ -298,18 +303,26 @@ impl Plan {
         &self.units[unit as usize].view
     }
 
-    /// A number of elements of the listed segments, laid end to end, rounded down so that the last one
-    /// does not lie amid a grain.
-    pub fn aligned(&self, segments: &[u32], elements: u64) -> u64 {
-        let mut before = 0;
-        for &s in segments {
-            let segment = &self.segments[s as usize];
-            if before + segment.elements > elements {
-                return before + (elements - before) / segment.grain * segment.grain;
+    /// A number of elements of the listed segments, laid end to end, rounded down so that none are parted that must meet
+    /// ([`Segment::cut`]), but to more than `from`.
+    pub fn aligned(&self, segments: &[u32], from: u64, elements: u64) -> u64 {
+        let (mut before, mut to) = (0, from);
+        for segment in segments.iter().map(|&s| &self.segments[s as usize]) {
+            let (cut, end) = (segment.cut(), before + segment.elements);
+            if end > from {
+                let inside = elements.saturating_sub(before) / cut * cut;
+                to = to.max(if elements < end { before + inside } else { end });
+                if to == from {
+                    let next = from.saturating_sub(before) / cut + 1;
+                    to = end.min(before + next * cut);
+                }
             }
-            before += segment.elements;
+            if end >= elements {
+                break;
+            }
+            before = end;
         }
-        elements
+        to
     }
 
     /// Segments of a unit.
@@ -400,6 +413,7 @@ fn segments(alignment: &mut Alignment<'_>, tensors: &[OutTensor], layout: &Layou
                     sources: part.sources.into(),
                     told: part.told,
                     grain: 1,
+                    frames: None,
                     place: 0,
                     out,
                     out_size,

@@ -6,7 +6,9 @@ use super::evidence::Told;
 use super::low_rank::LowRank;
 use super::rows::RowMap;
 use super::solve::Solve;
+use crate::checkpoint::components::FRAME;
 use crate::kernel::Float;
+
 /// What is done with a run of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -77,6 +79,8 @@ pub struct Segment {
     pub told: Told,
     /// Elements that must meet in one block, see [`Method::grain`](crate::method::Method::grain); 1 if nothing is merged.
     pub grain: u64,
+    /// Its number among those of which frames are kept or read ([`Frames`](crate::checkpoint::components)), if it is one.
+    pub frames: Option<u32>,
     /// Its place among the segments of its unit.
     pub place: u32,
     /// Output type, and its bytes per element (1 for [`Action::Copy`]).
@@ -90,11 +94,22 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Elements of a tile of at most `most`: whole blocks, if they have a grain, and at least one.
+    /// Elements that must meet in one tile and in one piece: those of a block, or of a frame. A grain is a part of a frame.
+    pub fn cut(&self) -> u64 {
+        let frame = self.frames.map_or(1, |_| FRAME.into());
+        self.grain.max(frame)
+    }
+
+    /// Frames that its elements lie in.
+    pub fn frame_count(&self) -> u64 {
+        self.elements.div_ceil(FRAME.into())
+    }
+
+    /// Elements of a tile of at most `most`: whole cuts, and at least one.
     pub fn tile(&self, most: u32) -> u64 {
-        match self.grain {
+        match self.cut() {
             0 | 1 => u64::from(most),
-            grain => (u64::from(most) / grain * grain).max(grain),
+            cut => (u64::from(most) / cut * cut).max(cut),
         }
     }
 

@@ -14,6 +14,7 @@ mod place;
 mod recombine;
 mod rescale;
 mod scan;
+mod table;
 mod verify;
 mod writer;
 
@@ -26,7 +27,7 @@ pub(super) use place::check;
 pub(super) use recombine::{Prepared, Recombined, Wanted, frames, prepare};
 pub use rescale::Rescalers;
 pub(super) use verify::{verify, verify_grown};
-pub(super) use writer::{Grown, Writer, is_there};
+pub(super) use writer::{Grown, Writer};
 
 use super::reading::read_file;
 use crate::checkpoint::components::{FRAME, FRAME_HEAD, Form, HEAD, Kind};

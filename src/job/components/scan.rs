@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::checkpoint::components::{FRAME_HEAD, Form, Frame, FrameError, FrameHead};
 use crate::engine::sink::{SinkError, read_back};
 
-/// Hands on each frame of a range of a file, with the place of its first byte and all of them, and bytes as they come.
+/// Hands on each frame of a range of a file, with the place of its first byte and all of them.
 ///
 /// # Errors
 /// [`SinkError::Damaged`] for the first frame that is not what was written; what the disk says.
@@ -14,12 +14,10 @@ pub(super) fn frames(
     path: &Path,
     range: Range<u64>,
     form: Form,
-    mut bytes: impl FnMut(&[u8]),
     mut frame: impl FnMut(Frame, u64, &[u8]),
 ) -> Result<(), SinkError> {
     let (mut at, mut held, mut damaged) = (range.start, Vec::new(), false);
     read_back(path, range.clone(), |piece| {
-        bytes(piece);
         held.extend_from_slice(piece);
         let mut done = 0;
         while !damaged && let Some(len) = length(&held[done..], form) {

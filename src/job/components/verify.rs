@@ -54,7 +54,7 @@ pub(in crate::job) fn verify(
             return Err(EngineError::Interrupted.into());
         }
         let range = tensor.offset..tensor.end();
-        match scan::frames(&path, range, form, |bytes| hasher.update(bytes), |_, _, _| {}) {
+        match scan::frames(&path, range, form, |_, _, stored| hasher.update(stored)) {
             Err(SinkError::Damaged { offset, len, .. }) => {
                 find((Some((offset, len)), Some(&tensor.name)), "a frame is not what was written");
             }
@@ -93,7 +93,7 @@ pub(in crate::job) fn verify_grown(
         (Err(error), _) => Err(error),
         // It is written again.
         (Ok(()), None) => return Ok(()),
-        (Ok(()), Some(form)) => scan::frames(&path, HEAD..grown.bytes, form, |_| {}, |_, _, _| {}),
+        (Ok(()), Some(form)) => scan::frames(&path, HEAD..grown.bytes, form, |_, _, _| {}),
     };
     report.files += 1;
     report.bytes += grown.bytes;
