@@ -191,6 +191,7 @@ fn engine_code(error: &EngineError) -> u8 {
         EngineError::Source(SourceError::Changed { .. }) => 4,
         EngineError::Source(_) => 7,
         EngineError::Sink(error) => sink_code(error),
+        EngineError::OtherBase { .. } => 2,
         EngineError::Components { .. }
         | EngineError::Method { error: MethodError::Lost(_), .. } => 8,
         EngineError::NonFinite { .. }

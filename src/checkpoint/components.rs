@@ -4,11 +4,12 @@
 //! ```text
 //! file:            | magic, 8 bytes | experts: u32 | elements per frame: u32 | frame | frame | ..
 //! frame:           | bytes of the payload: u32 | tensor: u32 | number: u32 | entries: u32 |
-//!                  | BLAKE3 of these 16 bytes and the payload: 32 bytes | payload, zstd |
+//!                  | BLAKE3 of the base's bytes of its elements: 32 bytes |
+//!                  | BLAKE3 of these 48 bytes and the payload: 32 bytes | payload, zstd |
 //! payload, shares: for each expert: | entries: u32 | gaps, LEB128 | byte 0 of all values, byte 1, byte 2, byte 3 |
 //! ```
 //! All numbers are little-endian. Frame `number` of a tensor holds its elements from `number * FRAME` on. Frames come in the
-//! order in which tensors are merged; those without an entry are left out.
+//! order in which tensors are merged, behind those of tensors that are copied; what has no entry has no payload.
 
 use super::unified;
 
@@ -17,7 +18,9 @@ pub const FRAME: u32 = 1 << 16;
 /// Bytes before the first frame.
 pub const HEAD: u64 = 16;
 /// Bytes of a frame before its payload.
-pub const FRAME_HEAD: usize = 48;
+pub const FRAME_HEAD: usize = 80;
+/// Those of them that its hash is of.
+pub(super) const HASHED: usize = 48;
 
 const LEVEL: i32 = 1;
 /// Far above any merge.
@@ -46,8 +49,8 @@ impl Form {
     pub fn head(self) -> [u8; HEAD as usize] {
         let mut head = [0; HEAD as usize];
         head[..8].copy_from_slice(match self.kind {
-            Kind::Shares => b"RFCOMP1\n",
-            Kind::Unified => b"RFEMR01\n",
+            Kind::Shares => b"RFCOMP2\n",
+            Kind::Unified => b"RFEMR02\n",
         });
         head[8..12].copy_from_slice(&(self.experts as u32).to_le_bytes());
         head[12..].copy_from_slice(&FRAME.to_le_bytes());
@@ -89,6 +92,8 @@ pub struct Frame {
     pub tensor: u32,
     /// Its number in the tensor.
     pub number: u32,
+    /// BLAKE3 of the base's bytes of its elements.
+    pub base: [u8; 32],
     /// Entries of each expert by place, which ascends; places count from the start of the frame.
     pub rows: Vec<Vec<Entry>>,
     /// As many as [`Form::sums`].
@@ -121,6 +126,8 @@ pub struct Told {
     pub number: u32,
     /// Bytes that it takes.
     pub bytes: u32,
+    /// BLAKE3 of the base's bytes of its elements.
+    pub base: [u8; 32],
     /// Entries of each expert.
     pub entries: Vec<u32>,
     /// As many as [`Form::sums`].
@@ -138,6 +145,8 @@ pub struct FrameHead {
     pub number: u32,
     /// Entries of all experts.
     pub entries: u32,
+    /// BLAKE3 of the base's bytes of its elements.
+    pub base: [u8; 32],
 }
 
 impl FrameHead {
@@ -146,7 +155,8 @@ impl FrameHead {
         let number = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        Self { payload: number(0), tensor: number(4), number: number(8), entries: number(12) }
+        let base = std::array::from_fn(|k| bytes[16 + k]);
+        Self { payload: number(0), tensor: number(4), number: number(8), entries: number(12), base }
     }
 }
 
@@ -159,12 +169,12 @@ impl Frame {
     /// A frame without entries.
     pub fn new(form: Form) -> Self {
         let (rows, sums) = (vec![Vec::new(); form.experts], vec![0.0; form.sums()]);
-        Self { tensor: 0, number: 0, rows, sums }
+        Self { tensor: 0, number: 0, base: [0; 32], rows, sums }
     }
 
-    /// Whether it has no entry.
-    pub fn is_empty(&self) -> bool {
-        self.rows.iter().all(Vec::is_empty)
+    /// Whether nothing is in it.
+    fn is_empty(&self) -> bool {
+        self.rows.iter().all(Vec::is_empty) && self.sums.iter().all(|&sum| sum == 0.0)
     }
 
     /// Takes out all that is in it.
@@ -179,6 +189,7 @@ impl Frame {
             tensor: self.tensor,
             number: self.number,
             bytes: bytes as u32,
+            base: self.base,
             entries: self.rows.iter().map(|row| row.len() as u32).collect(),
             sums: self.sums.clone(),
         }
@@ -194,12 +205,13 @@ impl Frame {
             Kind::Shares => self.rows.iter().for_each(|row| pack(row, &mut raw)),
             Kind::Unified => unified::pack(&self.rows, &self.sums, &mut raw),
         }
-        let payload = zstd::bulk::compress(&raw, LEVEL)?;
+        let payload = if self.is_empty() { Vec::new() } else { zstd::bulk::compress(&raw, LEVEL)? };
         let entries: usize = self.rows.iter().map(Vec::len).sum();
         let mut stored = Vec::with_capacity(FRAME_HEAD + payload.len());
         for number in [payload.len() as u32, self.tensor, self.number, entries as u32] {
             stored.extend(number.to_le_bytes());
         }
+        stored.extend(self.base);
         let mut hasher = blake3::Hasher::new();
         hasher.update(&stored);
         hasher.update(&payload);
@@ -217,15 +229,19 @@ impl Frame {
         let head = FrameHead::parse(first);
         let payload = rest.get(..head.payload as usize).ok_or(FrameError)?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&first[..16]);
+        hasher.update(&first[..HASHED]);
         hasher.update(payload);
-        if hasher.finalize().as_bytes()[..] != first[16..] {
+        if hasher.finalize().as_bytes()[..] != first[HASHED..] {
             return Err(FrameError);
         }
-        let raw = zstd::bulk::decompress(payload, form.largest()).map_err(|_| FrameError)?;
-        let (rows, sums) = unpack(&raw, form).ok_or(FrameError)?;
-        let whole = rows.iter().map(Vec::len).sum::<usize>() == head.entries as usize;
-        let frame = Self { tensor: head.tensor, number: head.number, rows, sums };
+        let mut frame = Self::new(form);
+        (frame.tensor, frame.number, frame.base) = (head.tensor, head.number, head.base);
+        if !payload.is_empty() {
+            let raw = zstd::bulk::decompress(payload, form.largest()).map_err(|_| FrameError)?;
+            (frame.rows, frame.sums) = unpack(&raw, form).ok_or(FrameError)?;
+        }
+        let whole = frame.rows.iter().map(Vec::len).sum::<usize>() == head.entries as usize
+            && frame.is_empty() == payload.is_empty();
         whole.then_some((frame, FRAME_HEAD + payload.len())).ok_or(FrameError)
     }
 }
@@ -311,8 +327,9 @@ mod tests {
         let row = prop::collection::btree_map(0u32..FRAME, any::<i32>(), 0..40);
         let row =
             row.prop_map(|row| row.into_iter().map(|(at, x)| (at, x as f32 * 1e-9)).collect());
-        (any::<u32>(), any::<u32>(), prop::collection::vec(row, 1..4))
-            .prop_map(|(tensor, number, rows)| Frame { tensor, number, rows, sums: Vec::new() })
+        (any::<u32>(), any::<u32>(), any::<[u8; 32]>(), prop::collection::vec(row, 1..4)).prop_map(
+            |(tensor, number, base, rows)| Frame { tensor, number, base, rows, sums: Vec::new() },
+        )
     }
 
     proptest! {
@@ -352,11 +369,22 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_entry_is_a_head_that_names_the_base() {
+        for form in [of(2), Form { kind: Kind::Unified, experts: 2 }] {
+            let frame = Frame { tensor: 5, number: 6, base: [7; 32], ..Frame::new(form) };
+            let stored = frame.store(form.kind).unwrap();
+            assert_eq!(stored.len(), FRAME_HEAD);
+            assert_eq!(Frame::load(&stored, form), Ok((frame, FRAME_HEAD)));
+        }
+    }
+
+    #[test]
     fn the_last_place_and_a_full_row_fit() {
         let full: Vec<Entry> = (0..FRAME).map(|place| (place, place as f32 + 0.5)).collect();
         let frame = Frame {
             tensor: 1,
             number: 2,
+            base: [3; 32],
             rows: vec![vec![(FRAME - 1, -1.0)], full],
             sums: Vec::new(),
         };

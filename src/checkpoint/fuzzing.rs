@@ -291,13 +291,14 @@ pub fn frame(bytes: &[u8]) {
         framed(&frame, form);
     }
     if let Some((rows, sums)) = components::unpack(bytes, form) {
-        framed(&Frame { tensor: 1, number: 2, rows, sums }, form);
+        framed(&Frame { tensor: 1, number: 2, base: [3; 32], rows, sums }, form);
     }
     // With the right hash around whatever is said to be packed.
     let mut stored = Vec::new();
     for number in [bytes.len() as u32, 3, 4, u32::from(first)] {
         stored.extend(number.to_le_bytes());
     }
+    stored.extend([first; 32]);
     let hash = blake3::hash(&[&stored, bytes].concat());
     stored.extend(hash.as_bytes());
     stored.extend(bytes);

@@ -129,7 +129,7 @@ mod tests {
                     has.map(|(&place, &(value, _))| (place, value)).collect()
                 };
                 let rows = (0..experts).map(row).collect();
-                Frame { tensor, number, rows, sums: vec![sum; 2 * experts] }
+                Frame { tensor, number, base: [8; 32], rows, sums: vec![sum; 2 * experts] }
             },
         )
     }

@@ -97,7 +97,7 @@ fn table(text: &mut String, rows: Vec<(String, String, usize)>) {
 
 /// Renders a directory of components; `all` lists every tensor by itself.
 pub(super) fn components(path: &Path, components: &Components, all: bool) -> String {
-    let elements: u64 = components.tensors.iter().map(|tensor| tensor.elements).sum();
+    let elements: u64 = components.merged().map(|tensor| tensor.elements).sum();
     let mut text = String::new();
     let _infallible = writeln!(
         text,
@@ -108,13 +108,13 @@ pub(super) fn components(path: &Path, components: &Components, all: bool) -> Str
             Kind::Unified => "one task vector, with masks and rescalers,",
         },
         components.experts(),
-        components.tensors.len(),
+        components.merged().count(),
         count(elements),
         bytes(components.bytes)
     );
     let mut labels = components.labels.iter();
     let base = labels.next().map_or("", String::as_str);
-    let _infallible = writeln!(text, "  base: {base}");
+    let _infallible = writeln!(text, "  base: {base}, BLAKE3 {}", components.base);
     for (i, label) in labels.enumerate() {
         let entries: u64 = components.tensors.iter().filter_map(|t| t.entries.get(i)).sum();
         let share = 100.0 * entries as f64 / elements.max(1) as f64;
@@ -130,10 +130,10 @@ pub(super) fn components(path: &Path, components: &Components, all: bool) -> Str
     }
     let _infallible = writeln!(text, "\n{}", components.recipe.trim_end());
     if all {
-        let names = components.tensors.iter().map(|tensor| tensor.name.chars().count());
+        let names = components.merged().map(|tensor| tensor.name.chars().count());
         let width = names.max().unwrap_or(0);
         text.push('\n');
-        for tensor in &components.tensors {
+        for tensor in components.merged() {
             let entries: Vec<String> = tensor.entries.iter().map(|&n| count(n)).collect();
             let (name, of) = (&tensor.name, count(tensor.elements));
             let _infallible = writeln!(text, "{name:width$}  {} of {of}", entries.join(", "));
@@ -146,12 +146,13 @@ pub(super) fn components(path: &Path, components: &Components, all: bool) -> Str
 pub(super) fn components_json(components: &Components) -> Value {
     let tensors = components.tensors.iter().map(|tensor| {
         json!({ "name": tensor.name, "first": tensor.first, "elements": tensor.elements,
+                "copied": tensor.copied, "base": tensor.base,
                 "entries": tensor.entries, "offset": tensor.offset,
                 "bytes": tensor.frames.iter().map(|&bytes| u64::from(bytes)).sum::<u64>() })
     });
     let mut value = json!({
         "reflow": components.reflow, "plan": components.plan, "recipe": components.recipe,
-        "models": components.labels, "bytes": components.bytes, "sha256": components.sha256,
+        "models": components.labels, "base": components.base, "bytes": components.bytes, "sha256": components.sha256,
         "tensors": tensors.collect::<Vec<_>>(),
     });
     if components.kind() == Kind::Unified {

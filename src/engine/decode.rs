@@ -1,7 +1,8 @@
 //! Stored bytes to blocks of `f32`, and back.
 
-use super::frames::{FrameRows, Frames};
+use super::frames::{FrameRows, FrameRun, Frames};
 use super::{Context, EngineError};
+use crate::checkpoint::components::FRAME;
 use crate::kernel::{Float, Kernels, LowRank};
 use crate::method::{Block, Operand};
 use crate::plan::Segment;
@@ -34,9 +35,25 @@ pub(super) struct TileData<'a> {
     pub(super) products: &'a [Option<LowRank>],
 }
 
+/// What frames are asked for about a tile: the base's bytes come first, then those of the frames.
+fn run_of<'a>(tile: &TileData<'a>) -> FrameRun<'a> {
+    FrameRun {
+        segment: tile.index,
+        start: tile.start,
+        elements: tile.elements,
+        base: tile.bytes[0],
+        stored: tile.bytes[1],
+    }
+}
+
 impl TileData<'_> {
+    /// The number of the frame in which element `at` lies.
+    pub(super) fn frame(&self, at: usize) -> u32 {
+        ((self.start + at as u64) / u64::from(FRAME)) as u32
+    }
+
     /// The bytes of elements `at..at + len` in source `i`.
-    fn part(&self, i: usize, at: usize, len: usize) -> &[u8] {
+    pub(super) fn part(&self, i: usize, at: usize, len: usize) -> &[u8] {
         let size = self.segment.source_size(i) as usize;
         &self.bytes[i][at * size..(at + len) * size]
     }
@@ -131,9 +148,8 @@ impl Decoder {
         if let Some(frames) = context.frames {
             // What had to be finite was when the shares were made.
             finite = true;
-            let part = (tile.start, tile.bytes[before]);
             let run = (tile.start + at as u64, len);
-            self.frames.fill(frames, tile.index, part, run, &mut self.rows)?;
+            self.frames.fill(frames, &run_of(tile), run, &mut self.rows)?;
         } else {
             for (i, row) in self.rows.chunks_exact_mut(len).enumerate() {
                 let largest = match operand {
@@ -159,6 +175,18 @@ impl Decoder {
         let weights: Vec<&[f32]> = self.weights.chunks_exact(len).collect();
         let (tensor, first) = (tile.segment.place as usize, tile.start + at as u64);
         Ok(work(&Block { tensor, first, base: &self.base, rows: &rows, weights: &weights }))
+    }
+
+    /// Demands that the base holds what the frames of a tile without rows say.
+    ///
+    /// # Errors
+    /// [`EngineError::OtherBase`], [`EngineError::Components`].
+    pub(super) fn check(
+        &mut self,
+        frames: &Frames,
+        tile: &TileData<'_>,
+    ) -> Result<(), EngineError> {
+        self.frames.check(frames, &run_of(tile))
     }
 
     /// Base and rows of the block that was decoded last.

@@ -7,7 +7,7 @@ use super::EngineError;
 use super::source::ByteRange;
 use crate::checkpoint::components::{FRAME, Form, Frame, Kind};
 
-/// Where the shares of all tensors lie in a component file, which is one of the files that a source reads.
+/// Where the frames of all tensors lie in a file of them, which is one of the files that a source reads.
 pub struct Frames {
     /// The file, for messages.
     pub path: PathBuf,
@@ -17,7 +17,7 @@ pub struct Frames {
     pub form: Form,
     /// The only expert whose rows are asked for.
     pub only: Option<usize>,
-    /// The shares of each segment that is merged, by its index in the plan.
+    /// The frames of each segment, by its index in the plan.
     pub segments: HashMap<u32, Stored>,
 }
 
@@ -25,8 +25,32 @@ pub struct Frames {
 pub struct Stored {
     /// Its number in the file.
     pub number: u32,
-    /// Where each frame begins in the file, and the last one ends. Those that are left out have no bytes.
+    /// Where each frame begins in the file, and the last one ends.
     pub starts: Vec<u64>,
+    /// Where the base has it, for messages: the file, the tensor, and the offset of the first element.
+    pub base: (PathBuf, String, u64),
+}
+
+/// A tile, as frames know it: whole ones, but for the last of a segment.
+pub(super) struct FrameRun<'a> {
+    pub(super) segment: u32,
+    /// First element in the segment.
+    pub(super) start: u64,
+    pub(super) elements: usize,
+    /// The base's bytes.
+    pub(super) base: &'a [u8],
+    /// Those of the frames, as [`Frames::range`] says.
+    pub(super) stored: &'a [u8],
+}
+
+impl FrameRun<'_> {
+    /// The base's bytes of a frame, and where they begin among those of the tile.
+    fn base_of(&self, number: u32) -> (usize, &[u8]) {
+        let size = self.base.len() / self.elements.max(1);
+        let first = (u64::from(number) * u64::from(FRAME)).saturating_sub(self.start) as usize;
+        let last = self.elements.min(first + FRAME as usize);
+        (first * size, self.base.get(first * size..last * size).unwrap_or_default())
+    }
 }
 
 impl Frames {
@@ -60,15 +84,14 @@ pub(super) struct FrameRows {
 
 impl FrameRows {
     /// Fills rows of `len` elements with the shares of elements from `from` on, and with 0 (NaN, in what is unified) where
-    /// an expert has none; `bytes` are those of [`Frames::range`] for the tile that begins at `start`.
+    /// an expert has none.
     ///
     /// # Errors
-    /// [`EngineError::Components`] if they are not what was written.
+    /// [`EngineError::Components`] if they are not what was written, [`EngineError::OtherBase`] if they are of another base.
     pub(super) fn fill(
         &mut self,
         frames: &Frames,
-        segment: u32,
-        (start, bytes): (u64, &[u8]),
+        run: &FrameRun<'_>,
         (from, len): (u64, usize),
         rows: &mut [f32],
     ) -> Result<(), EngineError> {
@@ -76,19 +99,13 @@ impl FrameRows {
             Kind::Shares => 0.0,
             Kind::Unified => f32::NAN,
         });
-        let Some(stored) = frames.segments.get(&segment).filter(|_| len > 0) else { return Ok(()) };
-        let (begins, to) = (stored.starts.get(numbers(start, 1).0), from + len as u64);
-        let (first, last) = numbers(from, len as u64);
+        if len == 0 {
+            return Ok(());
+        }
+        let ((first, last), to) = (numbers(from, len as u64), from + len as u64);
         let first_row = frames.only.unwrap_or(0);
         for number in first..=last {
-            let bounds = [number, number + 1].map(|k| stored.starts.get(k).copied());
-            let ([Some(a), Some(b)], Some(&begin)) = (bounds, begins) else { continue };
-            if a == b {
-                continue;
-            }
-            let frame = self.unpack(frames, (segment, stored.number), number as u32, || {
-                bytes.get((a - begin) as usize..(b - begin) as usize)
-            })?;
+            let frame = self.unpack(frames, run, number as u32)?;
             let before = number as u64 * u64::from(FRAME);
             for (row, entries) in rows.chunks_exact_mut(len).zip(frame.rows.iter().skip(first_row))
             {
@@ -106,22 +123,49 @@ impl FrameRows {
         Ok(())
     }
 
-    fn unpack<'b>(
+    /// Looks at all frames of a tile.
+    ///
+    /// # Errors
+    /// Those of [`FrameRows::fill`].
+    pub(super) fn check(&mut self, frames: &Frames, run: &FrameRun<'_>) -> Result<(), EngineError> {
+        let (first, last) = numbers(run.start, run.elements as u64);
+        (first..=last).try_for_each(|number| self.unpack(frames, run, number as u32).map(drop))
+    }
+
+    /// A frame, which is unpacked if it is not the last one that was, and then says what the base must hold.
+    fn unpack(
         &mut self,
         frames: &Frames,
-        (segment, tensor): (u32, u32),
+        run: &FrameRun<'_>,
         number: u32,
-        bytes: impl FnOnce() -> Option<&'b [u8]>,
     ) -> Result<&Frame, EngineError> {
-        let known = |(of, frame): &(u32, Frame)| *of == segment && frame.number == number;
+        let known = |(of, frame): &(u32, Frame)| *of == run.segment && frame.number == number;
         if !self.last.as_ref().is_some_and(known) {
+            let stored = frames.segments.get(&run.segment);
+            let tensor = stored.map_or(0, |stored| stored.number);
+            let damaged = || EngineError::Components { path: frames.path.clone(), tensor, number };
+            let stored = stored.ok_or_else(damaged)?;
+            let start = |number: usize| stored.starts.get(number).copied();
+            let bytes = || {
+                let begin = start(numbers(run.start, 1).0)?;
+                let [a, b] = [start(number as usize)?, start(number as usize + 1)?];
+                run.stored.get((a - begin) as usize..(b - begin) as usize)
+            };
             let frame = bytes().and_then(|bytes| {
                 let (frame, len) = Frame::load(bytes, frames.form).ok()?;
                 let right = len == bytes.len() && (frame.tensor, frame.number) == (tensor, number);
                 right.then_some(frame)
             });
-            let damaged = || EngineError::Components { path: frames.path.clone(), tensor, number };
-            self.last = Some((segment, frame.ok_or_else(damaged)?));
+            let frame = frame.ok_or_else(damaged)?;
+            let (at, base) = run.base_of(number);
+            if *blake3::hash(base).as_bytes() != frame.base {
+                let (file, tensor, offset) = stored.base.clone();
+                let size = run.base.len() as u64 / run.elements.max(1) as u64;
+                let offset = offset + run.start * size + at as u64;
+                let (bytes, made) = (base.len() as u64, frames.path.clone());
+                return Err(EngineError::OtherBase { file, tensor, offset, bytes, made });
+            }
+            self.last = Some((run.segment, frame));
         }
         match &self.last {
             Some((_, frame)) => Ok(frame),
@@ -133,6 +177,13 @@ impl FrameRows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::components::FRAME_HEAD;
+
+    /// A tile of the only segment, whose base has two bytes for each element.
+    fn run<'a>(start: u64, elements: u64, stored: &'a [u8], base: &'a [u8]) -> FrameRun<'a> {
+        let base = &base[2 * start as usize..][..2 * elements as usize];
+        FrameRun { segment: 5, start, elements: elements as usize, base, stored }
+    }
 
     #[test]
     fn any_cut_gives_the_same_rows() {
@@ -143,6 +194,7 @@ mod tests {
             (0..total).map(|e| if e / u64::from(FRAME) == 1 { 0.0 } else { share(e) }).collect()
         };
         let dense = [dense(1), dense(500)];
+        let base: Vec<u8> = (0..2 * total).map(|k| (k * k >> 3) as u8).collect();
         let (mut bytes, mut starts) = (vec![9; 5], Vec::new());
         for number in 0..4u32 {
             starts.push(bytes.len() as u64);
@@ -153,19 +205,19 @@ mod tests {
                     .map(|(place, share)| (place, *share))
                     .collect()
             };
+            let len = (total - begin as u64).min(u64::from(FRAME)) as usize;
             let frame = Frame {
                 tensor: 7,
                 number,
+                base: *blake3::hash(&base[2 * begin..2 * (begin + len)]).as_bytes(),
                 rows: dense.iter().map(row).collect(),
                 sums: Vec::new(),
             };
-            if !frame.is_empty() {
-                bytes.extend(frame.store(Kind::Shares).unwrap());
-            }
+            bytes.extend(frame.store(Kind::Shares).unwrap());
         }
         starts.push(bytes.len() as u64);
-        assert_eq!(starts[1], starts[2]);
-        let stored = Stored { number: 7, starts };
+        assert_eq!(starts[2] - starts[1], FRAME_HEAD as u64, "nothing is in it");
+        let stored = Stored { number: 7, starts, base: ("b".into(), "w".to_owned(), 1000) };
         let frames = Frames {
             path: "c".into(),
             file: 3,
@@ -173,16 +225,19 @@ mod tests {
             only: None,
             segments: [(5, stored)].into(),
         };
-        for (tile, block) in [(4096, 4096), (100_000, 4096), (65_536, 1000), (70_001, 70_001)] {
+        let frame = u64::from(FRAME);
+        for (tile, block) in [(1, 4096), (2, 1000), (3, 70_001), (4, 65_536)] {
             let (mut rows, mut got) = (FrameRows::default(), [Vec::new(), Vec::new()]);
-            for start in (0..total).step_by(tile) {
-                let elements = (total - start).min(tile as u64);
+            for start in (0..total).step_by(tile * FRAME as usize) {
+                let elements = (total - start).min(tile as u64 * frame);
                 let range = frames.range(5, start, elements as u32);
                 let part = &bytes[range.offset as usize..][..range.len];
+                let run = run(start, elements, part, &base);
+                FrameRows::default().check(&frames, &run).unwrap();
                 for at in (0..elements).step_by(block) {
                     let len = (elements - at).min(block as u64) as usize;
                     let mut out = vec![9.0; 2 * len];
-                    rows.fill(&frames, 5, (start, part), (start + at, len), &mut out).unwrap();
+                    rows.fill(&frames, &run, (start + at, len), &mut out).unwrap();
                     got.iter_mut()
                         .zip(out.chunks(len))
                         .for_each(|(got, row)| got.extend_from_slice(row));
@@ -192,10 +247,29 @@ mod tests {
         }
         let range = frames.range(5, 0, 10);
         let mut part = bytes[range.offset as usize..][..range.len].to_vec();
-        part[60] ^= 1;
+        part[100] ^= 1;
         let mut out = [0.0; 20];
-        let failed = FrameRows::default().fill(&frames, 5, (0, &part), (0, 10), &mut out);
+        let damaged = run(0, frame, &part, &base);
+        let failed = FrameRows::default().fill(&frames, &damaged, (0, 10), &mut out);
         assert!(matches!(failed, Err(EngineError::Components { tensor: 7, number: 0, .. })));
+        // Any byte of the base, in a frame without entries and in the last one, too.
+        for at in [1, frame + 5, 2 * frame - 1, 2 * frame, total - 1] {
+            let (start, mut other) = (frame, base.clone());
+            other[2 * at as usize] ^= 0x40;
+            let range = frames.range(5, start, (total - start) as u32);
+            let part = &bytes[range.offset as usize..][..range.len];
+            let failed =
+                FrameRows::default().check(&frames, &run(start, total - start, part, &other));
+            let first = at / frame * frame;
+            let wrong = (1000 + 2 * first, 2 * frame.min(total - first));
+            match failed {
+                Ok(()) => assert!(at < start),
+                Err(EngineError::OtherBase { tensor, offset, bytes, .. }) => {
+                    assert_eq!((&*tensor, (offset, bytes)), ("w", wrong));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
         assert_eq!(frames.range(6, 0, 10).len, 0);
     }
 }

@@ -46,23 +46,22 @@ impl Framer {
         self.frame.sums.iter_mut().zip(&self.sums).for_each(|(all, sum)| *all += sum);
     }
 
-    /// Hands on the frame that is whole, which is `number` of `tensor`.
+    /// Hands on the frame that is whole, which is `number` of `tensor`. It says what `base` holds of its elements.
     ///
     /// # Errors
     /// What zstd says.
     pub(super) fn finish(
         &mut self,
         (tensor, number): (u32, u32),
+        base: &[u8],
         into: &mut TileFrames,
     ) -> Result<(), SinkError> {
-        if !self.frame.is_empty() {
-            (self.frame.tensor, self.frame.number) = (tensor, number);
-            let stored = self.frame.store(self.form.kind);
-            let stored =
-                stored.map_err(|e| SinkError::of("compress", Path::new("a frame"), 0, e))?;
-            into.told.push(self.frame.told(stored.len()));
-            into.bytes.extend(stored);
-        }
+        (self.frame.tensor, self.frame.number) = (tensor, number);
+        self.frame.base = *blake3::hash(base).as_bytes();
+        let stored = self.frame.store(self.form.kind);
+        let stored = stored.map_err(|e| SinkError::of("compress", Path::new("a frame"), 0, e))?;
+        into.told.push(self.frame.told(stored.len()));
+        into.bytes.extend(stored);
         self.frame.clear();
         Ok(())
     }

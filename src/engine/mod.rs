@@ -253,6 +253,23 @@ pub enum EngineError {
         /// The frame's number in the tensor.
         number: u32,
     },
+    /// The base is not the one that shares of an earlier merge belong to.
+    #[error(
+        "{}: bytes {offset} to {} (in tensor {tensor}) are not those that {} was made with; give the base of that merge, \
+         unchanged", file.display(), offset + bytes - 1, made.display()
+    )]
+    OtherBase {
+        /// The file.
+        file: std::path::PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first byte that was compared.
+        offset: u64,
+        /// Number of bytes.
+        bytes: u64,
+        /// The file of shares.
+        made: std::path::PathBuf,
+    },
     /// The method gave up.
     #[error("{unit}: {error}")]
     Method {

@@ -234,8 +234,7 @@ fn with_rows(
 /// The bytes of a tile in each of its sources, those that share theirs once, and none where rows move.
 fn ranges(context: &Context<'_>, tile: Tile) -> Vec<ByteRange> {
     let segment = &context.plan.segments[tile.segment as usize];
-    let frames = context.frames.filter(|_| segment.action == Action::Merge);
-    let frames = frames.map(|frames| frames.range(tile.segment, tile.start, tile.elements));
+    let frames = context.frames.map(|frames| frames.range(tile.segment, tile.start, tile.elements));
     segment
         .read()
         .filter(|&i| segment.sources[i].rows.is_none())

@@ -71,7 +71,7 @@ impl<'a> Worker<'a> {
     ) -> Result<(), EngineError> {
         frames.clear();
         match (self.work, unit) {
-            (Work::Copies { .. }, _) => self.copy(tile, out),
+            (Work::Copies { .. }, _) => self.copy(tile, (out, frames)),
             (Work::Stage { stage, keep, .. }, _) => {
                 let Some(mut state) = self.state.take() else { return Ok(()) };
                 let done = self.stage(*stage, &mut state, tile, (out, frames), *keep);
@@ -131,8 +131,9 @@ impl<'a> Worker<'a> {
                 && let Some(tensor) = tile.segment.frames
                 && ((at + len) % FRAME as usize == 0 || at + len == tile.elements)
             {
-                let number = (tile.start + at as u64) / u64::from(FRAME);
-                framer.finish((tensor, number as u32), frames)?;
+                let first = at / FRAME as usize * FRAME as usize;
+                let base = tile.part(0, first, at + len - first);
+                framer.finish((tensor, tile.frame(at)), base, frames)?;
             }
             if let Some(parcel) = stage.hand_out(state, false) {
                 keep.keep(&parcel)?;
@@ -188,18 +189,32 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn copy(&mut self, tile: &TileData<'_>, out: &mut [u8]) -> Result<(), EngineError> {
+    fn copy(
+        &mut self,
+        tile: &TileData<'_>,
+        (out, frames): (&mut [u8], &mut TileFrames),
+    ) -> Result<(), EngineError> {
         let base = tile.bytes[0];
-        match tile.segment.action {
-            Action::Copy { check } => {
-                if check {
-                    self.compare(tile)?;
-                }
-                // Some merges have no room for what is the base's.
-                if !out.is_empty() {
-                    out.copy_from_slice(base);
-                }
+        if let Some(read) = self.context.frames {
+            self.decoder.check(read, tile)?;
+        }
+        if let Some(framer) = &mut self.framer
+            && let Some(tensor) = tile.segment.frames
+        {
+            framer.begin();
+            for at in (0..tile.elements).step_by(FRAME as usize) {
+                let base = tile.part(0, at, (tile.elements - at).min(FRAME as usize));
+                framer.finish((tensor, tile.frame(at)), base, frames)?;
             }
+        }
+        match tile.segment.action {
+            Action::Copy { check: true } => self.compare(tile)?,
+            Action::Copy { check: false } | Action::Merge | Action::Convert => {}
+        }
+        match tile.segment.action {
+            // Some merges have no room for what is the base's.
+            _ if out.is_empty() => {}
+            Action::Copy { .. } => out.copy_from_slice(base),
             Action::Merge | Action::Convert
                 if tile.segment.sources[0].float == tile.segment.out && tile.is_plain(0) =>
             {

@@ -191,7 +191,7 @@ impl Job {
             Some(point) => Box::new(failpoint::Watched::new(RealDisk, point)),
             None => Box::new(RealDisk),
         };
-        let base_files = inputs.donor().files.len() as u32;
+        let base_files = &inputs.donor().files;
         let recombined = stored.map(|(components, file, wanted)| {
             let frames = components::frames(components, &plan, base_files, &file, &wanted)?;
             let note = match wanted {

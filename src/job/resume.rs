@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use super::Job;
 use super::journal::{Cursor, Journal, Written};
 use super::output::file_of;
 use super::parcels::Shelf;
 use super::snapshots::Snapshots;
-use super::Job;
 use crate::engine::sink::{SinkError, read_back};
 use crate::error::Error;
 use crate::method::{AnyStage, Next, State};

@@ -219,7 +219,8 @@ impl Plan {
         match means.beside {
             Beside::Frames { .. } => segments.iter_mut().for_each(Segment::forget_experts),
             Beside::Unified => {
-                segments.retain(Segment::is_needed);
+                let idle = segments.iter_mut().filter(|segment| !segment.is_needed());
+                idle.for_each(Segment::forget_experts);
                 segments.iter_mut().for_each(Segment::forget_output);
             }
             Beside::Nothing | Beside::Shares => {}
@@ -245,7 +246,10 @@ impl Plan {
             (segment.grain, segment.place) = (method.grain(tensor).max(1), place);
         }
         if means.beside != Beside::Nothing {
-            for (&segment, number) in units.iter().flat_map(|unit| &unit.segments).zip(0..) {
+            let copied = (0..).zip(&segments).filter(|(_, s)| s.action != Action::Merge);
+            let copied: Vec<u32> = copied.map(|(segment, _)| segment).collect();
+            let merged = units.iter().flat_map(|unit| &unit.segments).copied();
+            for (segment, number) in copied.into_iter().chain(merged).zip(0..) {
                 segments[segment as usize].frames = Some(number);
             }
         }
@@ -323,6 +327,14 @@ impl Plan {
             before = end;
         }
         to
+    }
+
+    /// The segments that frames are kept or read of, in the order of the frames: as they are written.
+    pub fn framed(&self) -> Vec<&Segment> {
+        let mut framed: Vec<&Segment> =
+            self.segments.iter().filter(|segment| segment.frames.is_some()).collect();
+        framed.sort_unstable_by_key(|segment| segment.frames);
+        framed
     }
 
     /// Segments of a unit.

@@ -129,7 +129,7 @@ impl Segment {
         }
     }
 
-    /// Whether its data is looked at even where no output is made: what is merged, and what experts must agree on.
+    /// Whether experts are looked at even where no output is made: what is merged, and what they must agree on.
     pub(super) fn is_needed(&self) -> bool {
         match self.action {
             Action::Merge => true,

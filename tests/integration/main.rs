@@ -6,6 +6,7 @@
 mod support;
 mod survey;
 
+mod bases;
 mod cli;
 mod coefficients;
 mod components;

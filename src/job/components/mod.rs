@@ -46,15 +46,17 @@ pub(super) const UNIFIED: &str = EMR_NAMES.file;
 const SHARES_NAMES: Names = Names {
     data: "components.bin",
     file: "components.json",
-    format: "reflow components 1",
+    format: "reflow components 2",
     again: "merge again with --components",
 };
 const EMR_NAMES: Names = Names {
     data: "emr.bin",
     file: "emr.json",
-    format: "reflow emr 1",
+    format: "reflow emr 2",
     again: "merge again with --method emr",
 };
+/// Formats that knew their base by samples only.
+const EARLIER: [&str; 2] = ["reflow components 1", "reflow emr 1"];
 /// Far above that of a model with 100,000 tensors and 64 experts.
 const LARGEST: u64 = 1 << 30;
 
@@ -116,7 +118,9 @@ pub struct Components {
     pub labels: Vec<String>,
     /// What was decided about tied weights.
     ties: Vec<StoredTie>,
-    /// A hash of samples of all tensors of the base.
+    /// BLAKE3 of those of the base in all tensors.
+    pub base: String,
+    /// A hash of samples of all tensors of the base, which tells another one before anything is read.
     base_sample: String,
     /// Base and experts, in order.
     inputs: Vec<StoredInput>,
@@ -131,22 +135,42 @@ pub struct Components {
     pub tensors: Vec<StoredShares>,
 }
 
-/// The shares in one tensor, or in the rows of it that are merged.
+/// The frames of one tensor, or of the rows of it that are merged or copied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredShares {
     /// Its name.
     pub name: String,
-    /// The first element of the tensor that is merged.
+    /// The first of these elements.
     pub first: u64,
-    /// Number of elements that are merged.
+    /// Number of these elements.
     pub elements: u64,
+    /// Whether it is not merged: then `elements` are bytes if it is copied as they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copied: bool,
     /// The first byte of its frames.
     pub offset: u64,
+    /// BLAKE3 of the hashes of the base in its frames.
+    pub base: String,
     /// Entries of each expert.
     pub entries: Vec<u64>,
-    /// Bytes of each frame; 0 for one that is left out.
+    /// Bytes of each frame.
     pub frames: Vec<u32>,
+}
+
+/// What every version begins with.
+#[derive(Deserialize)]
+struct Version {
+    format: String,
+}
+
+/// The name of a base: a hash of what its tensors hold.
+fn base_of(tensors: &[StoredShares]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    tensors.iter().for_each(|tensor| {
+        hasher.update(tensor.base.as_bytes());
+    });
+    hasher.finalize().to_hex().to_string()
 }
 
 /// A decision about tied weights.
@@ -255,6 +279,11 @@ impl Components {
         self.labels.len().saturating_sub(1)
     }
 
+    /// Those tensors that are merged.
+    pub fn merged(&self) -> impl Iterator<Item = &StoredShares> {
+        self.tensors.iter().filter(|tensor| !tensor.copied)
+    }
+
     /// The form of the data file.
     fn form(&self) -> Form {
         Form { kind: self.kind(), experts: self.experts() }
@@ -325,7 +354,7 @@ impl Components {
         let experts = self.experts();
         let whole = self.tensors.iter().try_fold(HEAD, |end, tensor| {
             let frames = tensor.elements.div_ceil(u64::from(FRAME));
-            let sized = tensor.frames.iter().all(|&b| b == 0 || b as usize > FRAME_HEAD);
+            let sized = tensor.frames.iter().all(|&b| b as usize >= FRAME_HEAD);
             let fits = tensor.offset == end
                 && tensor.frames.len() as u64 == frames
                 && tensor.entries.len() == experts
@@ -337,6 +366,7 @@ impl Components {
             Kind::Unified => experts,
         };
         experts > 0
+            && self.base == base_of(&self.tensors)
             && self.rescalers.len() == rescalers
             && self.rescalers.iter().all(|rescalers| rescalers.are_possible())
             && self.inputs.len() == experts + 1
@@ -369,7 +399,15 @@ impl Components {
             Err(Error::Foreign { .. }) => Vec::new(),
             text => text?.unwrap_or_default(),
         };
-        let what = format!("it is not as it was written; {}", names.again);
+        let what = match serde_json::from_slice(&text) {
+            Ok(Version { format }) if EARLIER.contains(&&*format) => {
+                format!(
+                    "it is of a version ({format}) that this reflow does not read; {}",
+                    names.again
+                )
+            }
+            _ => format!("it is not as it was written; {}", names.again),
+        };
         let found = Self::parse(&text).filter(|found| found.kind() == kind);
         found.ok_or(Error::Damaged { path, what }).map(Some)
     }

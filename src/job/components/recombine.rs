@@ -13,7 +13,7 @@ use crate::error::{Error, IoContext};
 use crate::job::Job;
 use crate::patience::patiently;
 use crate::plan::tied::{self, Candidate, Tie};
-use crate::plan::{Beside, Inputs, Plan};
+use crate::plan::{Action, Beside, Inputs, Plan, Segment};
 use crate::recipe::{Recipe, RecipeError, Setting};
 
 /// The parameter that differs from output to output.
@@ -59,6 +59,7 @@ pub(super) fn described(job: &Job) -> Result<Components, Error> {
         recipe: job.published(&recipe),
         labels: job.plan.labels.clone(),
         ties: job.plan.ties.iter().map(tie).collect(),
+        base: String::new(),
         base_sample: base.map_or_else(|| Ok(String::new()), sample)?,
         inputs: job.inputs.catalogs().map(stored).collect(),
         bytes: 0,
@@ -290,28 +291,30 @@ fn expert(base: &Catalog, stored: &StoredInput) -> Catalog {
 pub(in crate::job) fn frames(
     components: &Components,
     plan: &Plan,
-    base_files: u32,
+    base_files: &[ShardFile],
     file: &ShardFile,
     wanted: &Wanted<'_>,
 ) -> Result<Frames, Error> {
-    let segments: Vec<u32> = plan.units.iter().flat_map(|unit| &unit.segments).copied().collect();
-    let same = |(&index, shares): (&u32, &StoredShares)| {
-        let segment = &plan.segments[index as usize];
+    let same = |(segment, shares): (&&Segment, &StoredShares)| {
         *plan.tensors[segment.tensor as usize].name == *shares.name
             && (segment.first, segment.elements) == (shares.first, shares.elements)
+            && shares.copied == (segment.action != Action::Merge)
     };
-    let tables = &components.tensors;
-    if segments.len() != tables.len() || !segments.iter().zip(tables).all(same) {
+    let (tables, framed) = (&components.tensors, plan.framed());
+    if framed.len() != tables.len() || !framed.iter().zip(tables).all(same) {
         let what = "its tensors are not those that base and recipe give".to_owned();
         return Err(Error::Damaged { path: file.path.clone(), what });
     }
-    let stored =
-        segments.iter().zip(tables).zip(0..).map(|((&segment, shares), number)| {
-            (segment, Stored { number, starts: shares.starts() })
-        });
+    let stored = (0..).zip(&plan.segments).filter_map(|(index, segment)| {
+        let number = segment.frames?;
+        let (shares, base) = (tables.get(number as usize)?, segment.sources.first()?);
+        let path = base_files.get(base.file as usize)?.path.clone();
+        let base = (path, shares.name.clone(), base.offset);
+        Some((index, Stored { number, starts: shares.starts(), base }))
+    });
     Ok(Frames {
         path: file.path.clone(),
-        file: base_files,
+        file: base_files.len() as u32,
         form: components.form(),
         only: match wanted {
             Wanted::Lambdas(_) => None,

@@ -61,7 +61,9 @@ mod tests {
             name: String::new(),
             first: 0,
             elements,
+            copied: false,
             offset: 0,
+            base: String::new(),
             entries: Vec::new(),
             frames: Vec::new(),
         };

@@ -6,7 +6,7 @@ use super::StoredShares;
 use crate::checkpoint::components::{Form, HEAD, Told};
 use crate::checkpoint::hex;
 use crate::job::manifest::ManifestExtent;
-use crate::plan::Plan;
+use crate::plan::{Action, Plan};
 
 /// The tables of the tensors, and the hashes of the file and of its parts.
 pub(super) struct Table {
@@ -19,23 +19,23 @@ pub(super) struct Table {
     /// The tensor whose frames come, and their hash so far.
     open: Option<usize>,
     running: blake3::Hasher,
+    /// That of the base's hashes in them.
+    base: blake3::Hasher,
     hasher: Sha256,
 }
 
 impl Table {
     /// One of no frames of the segments of a plan.
     pub(super) fn new(plan: &Plan, form: Form) -> Self {
-        let segments = plan.units.iter().flat_map(|unit| &unit.segments);
-        let tensors = segments.map(|&segment| {
-            let segment = &plan.segments[segment as usize];
-            StoredShares {
-                name: plan.tensors[segment.tensor as usize].name.to_string(),
-                first: segment.first,
-                elements: segment.elements,
-                offset: 0,
-                entries: vec![0; form.experts],
-                frames: vec![0; segment.frame_count() as usize],
-            }
+        let tensors = plan.framed().into_iter().map(|segment| StoredShares {
+            name: plan.tensors[segment.tensor as usize].name.to_string(),
+            first: segment.first,
+            elements: segment.elements,
+            copied: segment.action != Action::Merge,
+            offset: 0,
+            base: String::new(),
+            entries: vec![0; form.experts],
+            frames: vec![0; segment.frame_count() as usize],
         });
         Self::of(form, tensors.collect())
     }
@@ -52,6 +52,7 @@ impl Table {
             hashes: vec![None; tensors.len()],
             open: None,
             running: blake3::Hasher::new(),
+            base: blake3::Hasher::new(),
             hasher: Sha256::new_with_prefix(form.head()),
             tensors,
         }
@@ -66,23 +67,34 @@ impl Table {
             return false;
         };
         *slot = told.bytes;
-        if let Some(before) = self.open.replace(of).filter(|&before| before != of) {
-            self.hashes[before] = Some(self.running.finalize());
-            self.running.reset();
+        let entries = tensor.entries.iter_mut().zip(&told.entries);
+        entries.for_each(|(sum, &entries)| *sum += u64::from(entries));
+        if self.open != Some(of) {
+            self.close();
+            self.open = Some(of);
         }
         self.hasher.update(stored);
         self.running.update(stored);
+        self.base.update(&told.base);
         self.sums[of].iter_mut().zip(&told.sums).for_each(|(all, sum)| *all += sum);
-        let entries = tensor.entries.iter_mut().zip(&told.entries);
-        entries.for_each(|(sum, &entries)| *sum += u64::from(entries));
         true
     }
 
-    /// The tensors, the sums of each, the file's SHA-256, and the hashes of its parts.
-    pub(super) fn finish(mut self) -> (Vec<StoredShares>, Vec<Vec<f64>>, String, Vec<ManifestExtent>) {
-        if let Some(last) = self.open {
-            self.hashes[last] = Some(self.running.finalize());
+    /// No frame of the tensor that is open follows.
+    fn close(&mut self) {
+        if let Some(of) = self.open.take() {
+            self.hashes[of] = Some(self.running.finalize());
+            self.tensors[of].base = self.base.finalize().to_hex().to_string();
+            self.running.reset();
+            self.base.reset();
         }
+    }
+
+    /// The tensors, the sums of each, the file's SHA-256, and the hashes of its parts.
+    pub(super) fn finish(
+        mut self,
+    ) -> (Vec<StoredShares>, Vec<Vec<f64>>, String, Vec<ManifestExtent>) {
+        self.close();
         let blake3 = blake3::hash(&self.form.head()).to_hex().to_string();
         let mut extents = vec![ManifestExtent { offset: 0, bytes: HEAD, blake3, tensor: None }];
         let mut end = HEAD;

@@ -53,10 +53,17 @@ pub(in crate::job) fn verify(
         if cancel.load(Ordering::Relaxed) {
             return Err(EngineError::Interrupted.into());
         }
-        let range = tensor.offset..tensor.end();
-        match scan::frames(&path, range, form, |_, _, stored| hasher.update(stored)) {
+        let (range, mut base) = (tensor.offset..tensor.end(), blake3::Hasher::new());
+        let scanned = scan::frames(&path, range, form, |frame, _, stored| {
+            hasher.update(stored);
+            base.update(&frame.base);
+        });
+        match scanned {
             Err(SinkError::Damaged { offset, len, .. }) => {
                 find((Some((offset, len)), Some(&tensor.name)), "a frame is not what was written");
+            }
+            Ok(()) if base.finalize().to_hex().as_str() != tensor.base => {
+                find((None, Some(&tensor.name)), "its frames name another base");
             }
             scanned => scanned?,
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::table::Table;
-use super::{Components, Names, recombine, rescale, scan};
+use super::{Components, Names, base_of, recombine, rescale, scan};
 use crate::checkpoint::components::{Form, HEAD, TileFrames};
 use crate::checkpoint::hex;
 use crate::engine::sink::{SinkError, Storage, StoredFile, Trail, durable};
@@ -160,6 +160,7 @@ impl<'a> Writer<'a> {
             bytes: self.end,
             sha256: sha256.clone(),
             rescalers: rescale::rescalers(self.form, &tensors, &sums),
+            base: base_of(&tensors),
             tensors,
             ..recombine::described(job)?
         };
