@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::meddler::{Call, Meddled, What};
-use super::scene::{Files, Heard, Random, Scene, files, full_effort};
+use super::scene::{Files, Heard, KEPT, Random, Scene, files, full_effort};
 use super::staging;
 use super::verify::{Depth, verify};
 use crate::checkpoint::components::HEAD;
@@ -24,6 +24,9 @@ use crate::engine::sink::RealDisk;
 use crate::error::Error;
 use crate::progress::Silent;
 use crate::recipe::{Scope, Settings};
+
+/// The names of files of frames.
+const DATA: [&str; 2] = ["emr.bin", "components.bin"];
 
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +51,7 @@ fn kind(path: &Path) -> Kind {
         "lock" => Kind::Lock,
         "manifest.json" => Kind::Manifest,
         _ if ends(".part") => Kind::Part,
-        _ if ends(".safetensors") || name == "emr.bin" => Kind::Shard,
+        _ if ends(".safetensors") || DATA.contains(&&*name) => Kind::Shard,
         _ if name.starts_with("fold-") => Kind::State,
         _ if name.starts_with("kept-") => Kind::Parcels,
         _ => Kind::Side,
@@ -93,6 +96,8 @@ impl Moment {
 fn moments(scene: &Scene) -> Vec<Moment> {
     let (dir, calls) = (scene.place(), Arc::new(Mutex::new(Vec::new())));
     scene.run(dir.path(), Scene::settings(), Meddled::listed(&calls), &Heard::default()).unwrap();
+    let finished = files(dir.path());
+    drop(dir);
     let calls = calls.lock().unwrap().clone();
     let at = |share: usize| Meddled::killed_before(calls.len() * share / 100);
     let mut moments: Vec<Moment> =
@@ -126,7 +131,11 @@ fn moments(scene: &Scene) -> Vec<Moment> {
         let out = move |call: &Call| names(call, "");
         moments.push(Moment::of(scene, Stage::Published, Meddled::killed_after(out)));
     }
-    moments.push(Moment { stage: Stage::Finished, left: files(dir.path()) });
+    if scene.kept.is_some() {
+        let kept = |call: &Call| call.what == What::RenameNew && call.path.ends_with(KEPT);
+        moments.push(Moment::of(scene, Stage::Begun, Meddled::killed_after(kept)));
+    }
+    moments.push(Moment { stage: Stage::Finished, left: finished });
     moments
 }
 
@@ -160,9 +169,13 @@ fn flip(scene: &Scene, moment: &Moment, flip: &Flip) -> Result<Outcome, String> 
     let mut bytes = moment.left[&flip.name].clone();
     bytes[flip.at] ^= 1 << flip.bit;
     std::fs::write(&path, &bytes).unwrap();
-    let found = || match verify(&out, Depth::Full, &Silent, &AtomicBool::new(false)) {
+    let wrong = |dir: &Path| match verify(dir, Depth::Full, &Silent, &AtomicBool::new(false)) {
         Ok(report) => !report.findings.is_empty(),
         Err(error) => error.exit_code() == 8,
+    };
+    let found = || {
+        let kept = dir.path().join(KEPT);
+        wrong(&out) || kept.exists() && wrong(&kept)
     };
     // What is recorded or finished is found before anything is done about it.
     if (spoken_of || moment.stage == Stage::Finished) && !found() {
@@ -208,7 +221,7 @@ fn is_spoken_of(root: &Path, name: &Path, at: usize) -> bool {
     let shard = plan.shards.iter().position(|shard| file.trim_end_matches(".part") == shard.file);
     let records = staging::records(&staged).unwrap();
     let grown = records.last().and_then(|last| last.components.as_ref());
-    if file.trim_end_matches(".part") == "emr.bin" {
+    if DATA.contains(&file.trim_end_matches(".part")) {
         // The head is written again.
         return grown.is_some_and(|grown| (HEAD..grown.bytes).contains(&(at as u64)));
     }
@@ -234,8 +247,19 @@ fn refused(
             if !scene.inside && out.exists() {
                 return Err("something was published".to_owned());
             }
-            let again = Settings { restart: true, ..Scene::settings() };
-            scene.run(root, again, RealDisk, &Heard::default()).map_err(|e| e.to_string())?;
+            let again = || {
+                let settings = Settings { restart: true, ..Scene::settings() };
+                scene.run(root, settings, RealDisk, &Heard::default())
+            };
+            if root.join(KEPT).exists() {
+                // Components have their name already, and are not replaced.
+                let refused = again().map_err(|error| error.exit_code());
+                if !matches!(refused, Err(5)) {
+                    return Err(format!("components are in the way, and {refused:?}"));
+                }
+                std::fs::remove_dir_all(root.join(KEPT)).unwrap();
+            }
+            again().map_err(|e| e.to_string())?;
             scene.finished(root).map(|()| Outcome::Refused)
         }
         // Without plan and journal nobody knows whose the files there are.
@@ -321,6 +345,17 @@ fn flipped_bits_are_found_or_harmless_at_layer_scope() {
 #[test]
 fn flipped_bits_are_found_or_harmless_while_a_directory_is_filled_in_place() {
     all_are_dealt_with(Scope::Model, true, count(300), 0xf11d);
+}
+
+#[test]
+fn flipped_bits_are_found_or_harmless_in_components() {
+    dealt_with(&Scene::with_components(Scope::Layer, false), &[], count(200), 0xf120);
+}
+
+#[test]
+fn flipped_bits_are_found_or_harmless_in_components_beside_what_is_filled_in_place() {
+    let scene = Scene::with_components(Scope::Model, true);
+    dealt_with(&scene, &[Kind::State, Kind::Parcels], count(200), 0xf121);
 }
 
 #[test]

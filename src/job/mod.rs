@@ -167,8 +167,9 @@ impl Job {
         let beside = self.bytes_beside();
         let _enough = preflight::check(&self.inputs, &self.plan, beside, out, place)?;
         if let Some(dir) = &self.settings.components {
-            let begun = !self.settings.restart
-                && staging::records(&place.root(out)).is_ok_and(|records| !records.is_empty());
+            // A plan that is damaged is told of in its own words.
+            let plan = PlanFile::load(&staging::state_of(&place.root(out)));
+            let begun = !self.settings.restart && !matches!(plan, Ok(None));
             let _there = components::check(self, dir, out, begun)?;
         }
         if place == Place::Inside {

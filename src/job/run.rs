@@ -134,7 +134,8 @@ fn in_staging(
         None => None,
         Some(form) => {
             let there = match &job.settings.components {
-                Some(dir) => components::check(job, dir, staging.out(), journal.last().is_some())?,
+                // They cannot have been there before the staging directory was.
+                Some(dir) => components::check(job, dir, staging.out(), true)?,
                 None => false,
             };
             let place = staging.frames(form.kind);

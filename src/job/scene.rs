@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 
 use super::{Job, Report, Ties};
-use crate::engine::sink::Storage;
+use crate::engine::sink::{RealDisk, Storage};
 use crate::error::Error;
 use crate::progress::{Event, Progress};
 use crate::recipe::{Model, Recipe, Scope, Settings, WriteRequest};
@@ -36,7 +36,12 @@ pub(super) struct Scene {
     /// How output is written where a test follows that.
     pub(super) write: WriteRequest,
     pub(super) expected: Files,
+    /// The files of components, if they are kept: in `kept`, beside the output.
+    pub(super) kept: Option<Files>,
 }
+
+/// Where components are kept.
+pub(super) const KEPT: &str = "kept";
 
 /// What a run told.
 #[derive(Debug, Default)]
@@ -90,7 +95,7 @@ impl Scene {
         recipe.exclude = vec!["*norm*".to_owned()];
         recipe.shard_size = 5_000;
         let (inputs, write) = (Arc::new(inputs), WriteRequest::Auto);
-        Self { inputs, recipe, inside, write, expected: Files::new() }.undisturbed()
+        Self { inputs, recipe, inside, write, expected: Files::new(), kept: None }.undisturbed()
     }
 
     /// Another merge of the same inputs.
@@ -99,7 +104,12 @@ impl Scene {
         change(&mut recipe);
         let inputs = Arc::clone(&self.inputs);
         let (inside, write) = (self.inside, self.write);
-        Self { inputs, recipe, inside, write, expected: Files::new() }.undisturbed()
+        Self { inputs, recipe, inside, write, expected: Files::new(), kept: None }.undisturbed()
+    }
+
+    /// A merge that keeps components.
+    pub(super) fn with_components(scope: Scope, inside: bool) -> Self {
+        Self { kept: Some(Files::new()), ..Self::new(scope, inside) }.undisturbed()
     }
 
     /// EMR-Merging of the same inputs.
@@ -114,10 +124,10 @@ impl Scene {
     /// With what it gives undisturbed.
     fn undisturbed(mut self) -> Self {
         let dir = self.place();
-        self.job(Self::settings())
-            .merge(&dir.path().join("out"), &Heard::default(), &AtomicBool::new(false))
-            .unwrap();
+        self.run(dir.path(), Self::settings(), RealDisk, &Heard::default()).unwrap();
         self.expected = files(&dir.path().join("out"));
+        self.kept = self.kept.map(|_| files(&dir.path().join(KEPT)));
+        drop(dir);
         self
     }
 
@@ -126,9 +136,21 @@ impl Scene {
         self.inputs.path()
     }
 
+    /// An empty directory. One at a time where components are kept: their path is a part of what a merge is.
+    pub(super) fn root(&self) -> tempfile::TempDir {
+        match self.kept {
+            None => empty_dir(),
+            Some(_) => tempfile::Builder::new()
+                .prefix("place")
+                .rand_bytes(0)
+                .tempdir_in(self.inputs())
+                .unwrap(),
+        }
+    }
+
     /// A place for an output.
     pub(super) fn place(&self) -> tempfile::TempDir {
-        let dir = empty_dir();
+        let dir = self.root();
         if self.inside {
             std::fs::create_dir(dir.path().join("out")).unwrap();
         }
@@ -160,6 +182,8 @@ impl Scene {
         storage: impl Storage + 'static,
         heard: &Heard,
     ) -> Result<Report, Error> {
+        let components = self.kept.as_ref().map(|_| root.join(KEPT));
+        let settings = Settings { components, ..settings };
         let mut job = self.job(settings);
         job.storage = Box::new(storage);
         job.merge(&root.join("out"), heard, &heard.cancel)
@@ -167,16 +191,23 @@ impl Scene {
 
     /// Demands that the output is there, whole, and nothing beside it.
     pub(super) fn finished(&self, root: &Path) -> Result<(), String> {
-        let found = files(&root.join("out"));
-        if found != self.expected {
-            let names = found.keys().chain(self.expected.keys());
-            let mut differ: Vec<_> =
-                names.filter(|n| found.get(*n) != self.expected.get(*n)).collect();
+        let kept = self.kept.as_ref().map(|kept| (KEPT, kept));
+        for (dir, expected) in std::iter::once(("out", &self.expected)).chain(kept) {
+            let found = files(&root.join(dir));
+            let names = found.keys().chain(expected.keys());
+            let mut differ: Vec<_> = names.filter(|n| found.get(*n) != expected.get(*n)).collect();
             differ.dedup();
-            return Err(format!("other bytes in {differ:?}"));
+            if !differ.is_empty() {
+                return Err(format!("other bytes in {differ:?} of {dir}"));
+            }
         }
-        let beside = std::fs::read_dir(root).unwrap().count();
-        if beside == 1 { Ok(()) } else { Err(format!("{beside} names where one should be")) }
+        let (beside, due) =
+            (std::fs::read_dir(root).unwrap().count(), 1 + usize::from(kept.is_some()));
+        if beside == due {
+            Ok(())
+        } else {
+            Err(format!("{beside} names where {due} should be"))
+        }
     }
 }
 

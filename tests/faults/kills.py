@@ -59,6 +59,23 @@ def kill_at(n, extra):
         after_kill(f"{place}/out", *extra)
 
 
+def with_components(place):
+    return scene.merge(f"{place}/out", "--components", f"{place}/kept")
+
+
+def kill_components(n, kept):
+    """Components get their name whole or not at all, and before the output gets its own."""
+    with Place(f"components{n}") as place:
+        run_killed(place, with_components(place), n)
+        names = [os.path.exists(f"{place}/{name}") for name in ("kept", "out")]
+        if names[1] and not names[0]:
+            raise Bad("the output is there, and its components are not")
+        if names[0] and scene.contents(f"{place}/kept") != kept:
+            raise Bad("components are there, and not all of them")
+        after_kill(f"{place}/out", "--components", f"{place}/kept")
+        scene.identical(f"{place}/kept", kept)
+
+
 def kill_deep(seed, calls):
     """Kills a run, and five resumes of it, each before a call of its own."""
     rng, settings = random.Random(seed), []
@@ -132,6 +149,12 @@ def rows(report, options):
     if options.nightly:
         for io in ("pread", "direct"):
             report.row(1, f"the same with --io {io}", kill_at, ((n, ("--io", io)) for n in range(1, len(made) + 1)))
+    with Place("components") as place:
+        made_with = run_killed(place, with_components(place), 0)
+        kept = scene.contents(f"{place}/kept")
+    step = 1 if options.nightly else 7
+    report.row(1, "the same with --components", kill_components, ((n, kept) for n in range(1, len(made_with) + 1, step)),
+               f"{'every' if step == 1 else 'every 7th'} one of {len(made_with)}")
     report.row(1, "kills during resumes, five deep", kill_deep,
                ((options.seed + k, len(made)) for k in range(600 if options.nightly else 20)), f"seed {options.seed}")
     by_strace(report, options)

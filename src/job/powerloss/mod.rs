@@ -22,7 +22,7 @@ use disk::{Disk, Fate, Node, Op, unsynced};
 use fates::fates;
 use recorder::Recorder;
 
-use super::scene::{Heard, Random, Scene, empty_dir, files, full_effort};
+use super::scene::{Heard, KEPT, Random, Scene, files, full_effort};
 use super::staging;
 use crate::error::Error;
 use crate::recipe::{Scope, Settings, WriteRequest};
@@ -113,7 +113,7 @@ pub(super) fn cut_once(
 /// Looks at what a power cut has left, and runs the merge on it.
 fn check(scene: &Scene, image: &Disk) -> Result<Run, String> {
     nothing_half_made(scene, image)?;
-    let dir = empty_dir();
+    let dir = scene.root();
     image.store(dir.path());
     // A merge that is over, its litter and all, is not done again.
     if scene.finished(dir.path()).is_ok() {
@@ -141,10 +141,20 @@ fn nothing_half_made(scene: &Scene, image: &Disk) -> Result<(), String> {
     let half = |name: &&std::path::PathBuf| {
         image.read(&out.join(name)) != scene.expected.get(*name).map(Vec::as_slice)
     };
-    match scene.expected.keys().filter(due).find(half).filter(|_| begun) {
-        Some(name) => Err(format!("a loader finds an output without {}", name.display())),
-        None => Ok(()),
+    if let Some(name) = scene.expected.keys().filter(due).find(half).filter(|_| begun) {
+        return Err(format!("a loader finds an output without {}", name.display()));
     }
+    let Some(kept) = &scene.kept else { return Ok(()) };
+    let dir = Path::new(KEPT);
+    let whole = |(name, bytes): (&std::path::PathBuf, &Vec<u8>)| {
+        image.read(&dir.join(name)) == Some(bytes.as_slice())
+    };
+    // They get their name first.
+    let due = begun || !image.list(dir).is_empty();
+    if due && !kept.iter().all(whole) {
+        return Err("there are components, or an output, and not all of them".to_owned());
+    }
+    Ok(())
 }
 
 /// How thoroughly to look.
@@ -228,8 +238,10 @@ fn survives(scope: Scope, inside: bool, write: WriteRequest) {
 fn scene_survives(scene: &Scene, records: usize) {
     const SEED: u64 = 0x5eed;
     let inputs = files(scene.inputs());
-    let dir = scene.place();
-    let run = run(scene, dir.path()).unwrap();
+    let run = {
+        let dir = scene.place();
+        run(scene, dir.path()).unwrap()
+    };
     assert!(run.before == 0.0 && run.log.len() > 60, "{} changes", run.log.len());
     let claims = run.claims(&run.log);
     assert!(claims.windows(2).filter(|w| w[0] < w[1]).count() >= records, "records: {claims:?}");
@@ -266,6 +278,16 @@ fn every_power_cut_at_layer_scope_is_survived() {
 #[test]
 fn every_power_cut_while_a_directory_is_filled_in_place_is_survived() {
     survives(Scope::Model, true, WriteRequest::Auto);
+}
+
+#[test]
+fn every_power_cut_of_components_is_survived() {
+    scene_survives(&Scene::with_components(Scope::Layer, false), 3);
+}
+
+#[test]
+fn every_power_cut_of_components_beside_what_is_filled_in_place_is_survived() {
+    scene_survives(&Scene::with_components(Scope::Model, true), 3);
 }
 
 #[test]
