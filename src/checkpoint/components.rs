@@ -205,19 +205,9 @@ impl Frame {
             Kind::Shares => self.rows.iter().for_each(|row| pack(row, &mut raw)),
             Kind::Unified => unified::pack(&self.rows, &self.sums, &mut raw),
         }
-        let payload = if self.is_empty() { Vec::new() } else { zstd::bulk::compress(&raw, LEVEL)? };
         let entries: usize = self.rows.iter().map(Vec::len).sum();
-        let mut stored = Vec::with_capacity(FRAME_HEAD + payload.len());
-        for number in [payload.len() as u32, self.tensor, self.number, entries as u32] {
-            stored.extend(number.to_le_bytes());
-        }
-        stored.extend(self.base);
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&stored);
-        hasher.update(&payload);
-        stored.extend(hasher.finalize().as_bytes());
-        stored.extend(payload);
-        Ok(stored)
+        let raw = if self.is_empty() { &[] } else { &raw[..] };
+        seal((self.tensor, self.number), self.base, entries as u32, raw)
     }
 
     /// Reads what [`Frame::store`] made, from the start of `bytes`; returns its length there.
@@ -244,6 +234,27 @@ impl Frame {
             && frame.is_empty() == payload.is_empty();
         whole.then_some((frame, FRAME_HEAD + payload.len())).ok_or(FrameError)
     }
+}
+
+/// A frame as it is stored, `number` of `tensor`, with so many entries in what is to be packed, if there is anything.
+pub(super) fn seal(
+    (tensor, number): (u32, u32),
+    base: [u8; 32],
+    entries: u32,
+    raw: &[u8],
+) -> std::io::Result<Vec<u8>> {
+    let payload = if raw.is_empty() { Vec::new() } else { zstd::bulk::compress(raw, LEVEL)? };
+    let mut stored = Vec::with_capacity(FRAME_HEAD + payload.len());
+    for number in [payload.len() as u32, tensor, number, entries] {
+        stored.extend(number.to_le_bytes());
+    }
+    stored.extend(base);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&stored);
+    hasher.update(&payload);
+    stored.extend(hasher.finalize().as_bytes());
+    stored.extend(payload);
+    Ok(stored)
 }
 
 /// Rows and sums of a payload; `None` if it is none.

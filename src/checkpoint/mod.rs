@@ -26,7 +26,7 @@ mod shards;
 mod sidecar;
 mod statistics;
 pub mod tokenizer;
-mod unified;
+pub mod unified;
 
 pub use adapter::{Adapted, Adapter, Factor, LowRank, Product, is_adapter};
 pub use catalog::{Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo};

@@ -9,7 +9,10 @@
 //! `elements` reaches to the last one in any mask. There is a value for each element that is in one, the same for all that
 //! have it, as `f32`. The sums are over all elements of the frame.
 
-use super::components::{Entry, FRAME};
+use super::components::{self, Entry, FRAME};
+
+/// Bytes of a mask over a frame.
+const MASK: usize = FRAME as usize / 8;
 
 /// Bytes of the largest payload.
 pub(super) fn largest(experts: usize) -> usize {
@@ -36,6 +39,70 @@ pub(super) fn pack(rows: &[Vec<Entry>], sums: &[f64], raw: &mut Vec<u8>) {
     let moved = (0..span).filter(|place| any[place / 8] >> (place % 8) & 1 == 1);
     let values: Vec<[u8; 4]> = moved.map(|place| values[place].to_le_bytes()).collect();
     (0..4).for_each(|byte| raw.extend(values.iter().map(|value| value[byte])));
+}
+
+/// A frame that is packed as it comes, without lists of its entries.
+pub struct Packed {
+    /// For each expert a bit for each element of a frame; only those of elements that came have a meaning.
+    masks: Vec<u8>,
+    /// The values of those elements that are in a mask.
+    pub values: Vec<f32>,
+    /// Elements that came.
+    len: usize,
+    raw: Vec<u8>,
+}
+
+impl Packed {
+    /// A frame of so many experts, of which nothing has come.
+    pub fn new(experts: usize) -> Self {
+        Self { masks: vec![0; experts * MASK], values: Vec::new(), len: 0, raw: Vec::new() }
+    }
+
+    /// Takes out all that is in it.
+    pub fn clear(&mut self) {
+        self.values.clear();
+        self.len = 0;
+    }
+
+    /// Takes in the masks of the next elements, whole bytes for each expert; all but the last come by multiples of eight.
+    /// Their values were appended.
+    pub fn add(&mut self, len: usize, masks: &[u8]) {
+        let (at, bytes) = (self.len / 8, len.div_ceil(8));
+        let of_experts = self.masks.chunks_exact_mut(MASK).zip(masks.chunks_exact(bytes.max(1)));
+        of_experts.for_each(|(all, more)| all[at..at + bytes].copy_from_slice(more));
+        self.len += len;
+    }
+
+    /// The frame as it is stored, and the entries of each expert.
+    ///
+    /// # Errors
+    /// What zstd says.
+    pub fn store(
+        &mut self,
+        place: (u32, u32),
+        base: [u8; 32],
+        sums: &[f64],
+    ) -> std::io::Result<(Vec<u8>, Vec<u32>)> {
+        let Self { masks, values, len, raw } = self;
+        let masks = || masks.chunks_exact(MASK).map(|mask| &mask[..len.div_ceil(8)]);
+        let ends = masks().filter_map(|mask| {
+            let last = mask.iter().rposition(|&byte| byte != 0)?;
+            Some(8 * last + 8 - mask[last].leading_zeros() as usize)
+        });
+        let span = ends.max().unwrap_or(0);
+        let count = |mask: &[u8]| mask.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        let entries: Vec<u32> = masks().map(count).collect();
+        raw.clear();
+        if span > 0 || sums.iter().any(|&sum| sum != 0.0) {
+            raw.extend((span as u32).to_le_bytes());
+            sums.iter().for_each(|sum| raw.extend(sum.to_le_bytes()));
+            masks().for_each(|mask| raw.extend(&mask[..span.div_ceil(8)]));
+            for shift in [0, 8, 16, 24] {
+                raw.extend(values.iter().map(|value| (value.to_bits() >> shift) as u8));
+            }
+        }
+        Ok((components::seal(place, base, entries.iter().sum(), raw)?, entries))
+    }
 }
 
 /// Rows and sums of a payload; `None` if [`pack`] makes no such thing.

@@ -194,7 +194,7 @@ mod tests {
             (0..total).map(|e| if e / u64::from(FRAME) == 1 { 0.0 } else { share(e) }).collect()
         };
         let dense = [dense(1), dense(500)];
-        let base: Vec<u8> = (0..2 * total).map(|k| (k * k >> 3) as u8).collect();
+        let base: Vec<u8> = (0..2 * total).map(|k| ((k * k) >> 3) as u8).collect();
         let (mut bytes, mut starts) = (vec![9; 5], Vec::new());
         for number in 0..4u32 {
             starts.push(bytes.len() as u64);

@@ -41,7 +41,7 @@ impl<'a> Worker<'a> {
             work,
             decoder: Decoder::new(),
             values: vec![0.0; BLOCK],
-            framer: context.shares.map(Framer::new),
+            framer: context.shares.map(|form| Framer::new(context.kernels, form)),
             state,
             observer: context.statistics.then(Observer::new),
             outcomes: Vec::new(),
@@ -129,7 +129,7 @@ impl<'a> Worker<'a> {
             })?;
             if let Some(framer) = &mut framer
                 && let Some(tensor) = tile.segment.frames
-                && ((at + len) % FRAME as usize == 0 || at + len == tile.elements)
+                && ((at + len).is_multiple_of(FRAME as usize) || at + len == tile.elements)
             {
                 let first = at / FRAME as usize * FRAME as usize;
                 let base = tile.part(0, first, at + len - first);

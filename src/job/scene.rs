@@ -203,11 +203,7 @@ impl Scene {
         }
         let (beside, due) =
             (std::fs::read_dir(root).unwrap().count(), 1 + usize::from(kept.is_some()));
-        if beside == due {
-            Ok(())
-        } else {
-            Err(format!("{beside} names where {due} should be"))
-        }
+        if beside == due { Ok(()) } else { Err(format!("{beside} names where {due} should be")) }
     }
 }
 

@@ -369,6 +369,11 @@ kernels! {
         sums: &mut [f64],
     ) = unify::unify;
 
+    /// Packs rows of `len` elements as [`unify`](Kernels::unify) fills them: a bit for each element that is there, lowest
+    /// first, in whole bytes for each row; and the values of elements that are there in any row, one behind another.
+    fn pack_unified(rows: &[f32], len: usize, masks: &mut [u8], values: &mut Vec<f32>)
+        = [lanes] unify::pack_unified;
+
     /// e to the power of each value, within 2 ulp.
     fn exp(values: &[f32], out: &mut [f32]) = math::exp_all;
 

@@ -2,6 +2,9 @@
 
 #![expect(clippy::needless_bitwise_bool, reason = "vector loops have no branches")]
 
+use super::dispatch::Lanes;
+use super::pack::{self, GROUP};
+
 /// The task vector of an element: finite for finite values. One that is not a number counts as the base's.
 #[inline(always)]
 pub(crate) fn moved(value: f32, base: f32) -> f32 {
@@ -111,6 +114,51 @@ fn masked(
     [all, left].map(|[a, b, c, d, e, f, g, h]| ((a + b) + (c + d)) + ((e + f) + (g + h)))
 }
 
+/// Packs rows of `len` elements, in which an element that is there has the same value in all rows that have it: `masks` =
+/// for each row a bit per element, lowest first, in whole bytes; appends to `values` those that are there in any row.
+#[inline(always)]
+pub(super) fn pack_unified(
+    lanes: Lanes,
+    rows: &[f32],
+    len: usize,
+    masks: &mut [u8],
+    values: &mut Vec<f32>,
+) {
+    let bytes = len.div_ceil(8);
+    let mut count = values.len();
+    values.resize(count + len + GROUP, 0.0);
+    for first in (0..len).step_by(GROUP) {
+        let here = GROUP.min(len - first);
+        let (mut any, mut winner) = (0, [0f32; GROUP]);
+        let of_rows = rows.chunks_exact(len).zip(masks.chunks_exact_mut(bytes.max(1)));
+        for (row, bits) in of_rows {
+            let mut group = [f32::NAN; GROUP];
+            match row[first..].first_chunk() {
+                Some(whole) => group = *whole,
+                None => group[..here].copy_from_slice(&row[first..]),
+            }
+            let mut flags = [0u32; GROUP];
+            for ((flag, winner), value) in flags.iter_mut().zip(&mut winner).zip(group) {
+                let has = !value.is_nan();
+                *flag = u32::from(has);
+                *winner = if has { value } else { *winner };
+            }
+            let mask = pack::mask(lanes, &flags);
+            any |= mask;
+            let bits = &mut bits[first / 8..];
+            match bits.first_chunk_mut() {
+                Some(both) => *both = mask.to_le_bytes(),
+                None => bits[0] = mask as u8,
+            }
+        }
+        if let Some(to) = values[count..].first_chunk_mut() {
+            pack::pack(lanes, any, &winner, to);
+        }
+        count += any.count_ones() as usize;
+    }
+    values.truncate(count);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +186,37 @@ mod tests {
             let expected = made(Kernels::available().next().unwrap());
             for kernels in Kernels::available() {
                 assert!(made(kernels) == expected, "{kernels:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_packed_on_every_path_and_length() {
+        for len in (0..70).chain([4096, 4097]) {
+            let there =
+                |row: usize, k: usize| ((k * k + row * (k + 3)) % 97).is_multiple_of(row + 2);
+            let value = |k: usize| if k == 3 { -0.0 } else { k as f32 - 20.5 };
+            let all = (0..3).flat_map(|row| (0..len).map(move |k| (row, k)));
+            let rows: Vec<f32> =
+                all.map(|(row, k)| if there(row, k) { value(k) } else { f32::NAN }).collect();
+            let (bytes, moved) = (len.div_ceil(8), |k: &usize| (0..3).any(|row| there(row, *k)));
+            let expected: Vec<u32> = [7.5]
+                .into_iter()
+                .chain((0..len).filter(moved).map(value))
+                .map(f32::to_bits)
+                .collect();
+            for kernels in Kernels::available() {
+                // What is there already stays.
+                let (mut masks, mut values) = (vec![0xff; 3 * bytes], vec![7.5]);
+                kernels.pack_unified(&rows, len, &mut masks, &mut values);
+                for k in 0..8 * bytes {
+                    for row in 0..3 {
+                        let bit = masks[row * bytes + k / 8] >> (k % 8) & 1 == 1;
+                        assert_eq!(bit, k < len && there(row, k), "{kernels:?} {len} {row} {k}");
+                    }
+                }
+                let values: Vec<u32> = values.into_iter().map(f32::to_bits).collect();
+                assert_eq!(values, expected, "{kernels:?} {len}");
             }
         }
     }

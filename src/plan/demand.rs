@@ -30,16 +30,18 @@ pub(super) fn demand(
     let read = segments.iter().map(|s| s.read().count()).max().unwrap_or(0) as u64;
     let stored = widest(|s| (0..s.sources.len()).map(|i| s.source_size(i)).max().unwrap_or(0));
     let (n, frame) = (recipe.models.len() as u64, u64::from(FRAME));
-    // A frame as entries, and packed.
+    // A frame that was read, as entries, and packed.
     let unpacked = n * frame * (size_of::<Entry>() as u64 + 8);
     let (inputs_read, input_bytes, packed, frames) = match means.beside {
         Beside::Nothing => (read, stored, 0, 0),
-        // What a frame holds at most for each element; zstd adds next to nothing.
+        // What a frame holds at most for each element; zstd adds next to nothing. A worker has one as it comes, packed, and
+        // compressed.
         Beside::Shares | Beside::Unified => {
             let kind = if means.beside == Beside::Shares { Kind::Shares } else { Kind::Unified };
             let form = Form { kind, experts: n as usize };
             let packed = (form.largest() as u64).div_ceil(frame) + 1;
-            (read, stored, packed, unpacked + packed * frame + n * block_rows())
+            let listed = if kind == Kind::Shares { n * size_of::<Entry>() as u64 } else { packed };
+            (read, stored, packed, (listed + 2 * packed) * frame + n * block_rows())
         }
         Beside::Frames { largest } => {
             (2, stored.max(largest.div_ceil(frame)), 0, unpacked + 4 * largest)
