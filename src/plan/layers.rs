@@ -59,8 +59,9 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// What the slices come to.
-    pub(super) fn new(sliced: &Sliced<'_>, inputs: &Inputs) -> Self {
+    /// What the slices come to, if there are any.
+    pub(super) fn new(sliced: &Sliced<'_>, inputs: &Inputs) -> Option<Self> {
+        let stack = sliced.stack.as_ref()?;
         let slice = |lineup: &super::slices::Lineup| {
             let len = lineup.layers.end - lineup.layers.start;
             let member = |member: &super::slices::Member| SliceMember {
@@ -74,14 +75,14 @@ impl Layers {
             }
         };
         let left_out = (0..inputs.catalogs.len()).filter_map(|at| left_out(sliced, inputs, at));
-        Self {
-            stack: stacks::shown(&sliced.stack.prefix),
-            donor: sliced.stack.layers,
+        Some(Self {
+            stack: stacks::shown(&stack.prefix),
+            donor: stack.layers,
             output: sliced.lineups.last().map_or(0, |lineup| lineup.layers.end),
             other_stacks: sliced.towers.iter().map(|tower| stacks::shown(&tower.prefix)).collect(),
             slices: sliced.lineups.iter().map(slice).collect(),
             left_out: left_out.collect(),
-        }
+        })
     }
 
     /// For each layer of the output, the checkpoint that lends its names, and the layer's number there.
@@ -105,12 +106,12 @@ fn left_out(sliced: &Sliced<'_>, inputs: &Inputs, checkpoint: usize) -> Option<L
         if sliced.takes(checkpoint, tensor) {
             continue;
         }
-        match stacks::place(&tensor.name) {
-            Some((prefix, layer)) if prefix == sliced.stack.prefix => {
+        match sliced.layer_of(&tensor.name) {
+            Some(layer) => {
                 let _new = layers.insert(layer);
                 found.tensors += 1;
             }
-            _ => found.outside.push(tensor.name.to_string()),
+            None => found.outside.push(tensor.name.to_string()),
         }
     }
     for layer in layers {

@@ -284,7 +284,7 @@ impl Plan {
             extra: alignment.extra,
             layers: match &origins {
                 Origins::Whole(_) => None,
-                Origins::Sliced(sliced) => Some(Layers::new(sliced, inputs)),
+                Origins::Sliced(sliced) => Layers::new(sliced, inputs),
             },
             warnings,
         })

@@ -1,4 +1,5 @@
-//! The origins of an output that is made of slices: runs of layers of models, one after the other.
+//! The origins of an output that is made of slices: runs of layers of models, one after the other; or of modules, each made of
+//! whole models or of slices.
 //!
 //! The output's layers are numbered anew. What lies outside the stack of layers comes from the sources of
 //! the first slice, if models have it before their layers, else from those of the last.
@@ -12,7 +13,7 @@ use super::origin::{Extra, Origin, Source};
 use super::stacks::{self, Stack};
 use super::units::Positions;
 use crate::checkpoint::{Catalog, TensorInfo};
-use crate::recipe::slices::name;
+use crate::recipe::modules::Kind;
 use crate::recipe::{Recipe, RecipeError, SliceSource};
 
 /// A run of layers of one checkpoint.
@@ -44,15 +45,31 @@ impl Lineup {
     }
 }
 
-/// Origins for runs of layers.
+/// A module that is made of whole models.
+struct Whole {
+    name: String,
+    /// The checkpoints, by their positions among all: the base first, if experts are seen relative to one.
+    members: Vec<usize>,
+    /// Its place among the recipe's slices.
+    slice: usize,
+}
+
+/// Origins for runs of layers, and for modules.
 pub(super) struct Sliced<'a> {
     inputs: &'a Inputs,
-    /// The stack that slices are about.
-    pub(super) stack: Stack,
+    /// What the modules are, if the recipe tells several apart, and the one that is sliced.
+    kind: Option<Kind>,
+    module: Option<String>,
+    /// The others.
+    wholes: Vec<Whole>,
+    /// The stack that slices are about; none where no module is sliced.
+    pub(super) stack: Option<Stack>,
     /// All other stacks of any checkpoint.
     pub(super) towers: Vec<Stack>,
-    /// One for each slice.
+    /// One for each slice that is a run of layers.
     pub(super) lineups: Vec<Lineup>,
+    /// The first of those among the recipe's slices.
+    first: usize,
     /// Positions of layers in other stacks.
     positions: Positions<'a>,
 }
@@ -63,33 +80,64 @@ impl<'a> Sliced<'a> {
     /// # Errors
     /// If it is not there.
     pub(super) fn new(recipe: &Recipe, inputs: &'a Inputs) -> Result<Self, PlanError> {
-        let stack = stacks::text(inputs.donor())
-            .map_err(|why| value("slices", format!("{}: {why}", inputs.labels[inputs.donor])))?;
+        let kind = recipe.kind();
+        if let Some(kind) = kind {
+            check_modules(recipe, inputs, kind)?;
+        }
+        let cut = |slices: &Range<usize>| slices.clone().any(|slice| !recipe.slices[slice].whole);
+        let sliced = recipe.modules.iter().find(|module| cut(&module.slices));
+        let module = sliced.filter(|_| kind.is_some()).map(|module| module.name.clone());
+        let own = |name: &str| match (kind, &module) {
+            (Some(kind), Some(module)) => kind.module_of(name) == Some(module),
+            _ => true,
+        };
+        let stack = if kind.is_some() && module.is_none() {
+            None
+        } else {
+            let stack = stacks::text(inputs.donor(), own);
+            let of = |why| value("slices", format!("{}: {why}", inputs.labels[inputs.donor]));
+            Some(stack.map_err(of)?)
+        };
         let all: Vec<Vec<Stack>> = inputs.catalogs().map(stacks::stacks).collect();
-        let others = all.iter().flatten().filter(|other| other.prefix != stack.prefix);
+        let prefix = stack.as_ref().map(|stack| &stack.prefix);
+        let others = all.iter().flatten().filter(|other| Some(&other.prefix) != prefix);
         let mut towers: Vec<Stack> = others.cloned().collect();
         towers.sort_by(|a, b| a.prefix.cmp(&b.prefix));
         towers.dedup_by(|a, b| a.prefix == b.prefix);
         let names = inputs.catalogs().flat_map(|catalog| &catalog.tensors);
         let positions = Positions::new(names.map(|tensor| &*tensor.name));
-        let mut lineups: Vec<Lineup> = Vec::new();
+        let (mut lineups, mut wholes): (Vec<Lineup>, Vec<Whole>) = (Vec::new(), Vec::new());
+        let mut first = None;
         for (number, slice) in recipe.slices.iter().enumerate() {
             let (base, rows) = recipe.lineup(slice);
             let place = |source: &SliceSource, checkpoint: Option<usize>| {
                 let checkpoint = checkpoint.ok_or_else(|| {
                     value("slices", format!("{} is not opened", source.path.display()))
                 })?;
-                check(inputs, &all[checkpoint], &stack, number, source, checkpoint)?;
+                if let Some(stack) = stack.as_ref().filter(|_| !slice.whole) {
+                    let name = recipe.slice_name(number);
+                    check(inputs, &all[checkpoint], stack, &name, source, checkpoint)?;
+                }
                 Ok(Member { checkpoint, first: source.layers.start.into() })
             };
             let base = base.into_iter().map(|s| place(s, recipe.base_position(&s.path)));
             let rows = rows.map(|s| place(s, recipe.row_position(&s.path)));
             let members = base.chain(rows).collect::<Result<Vec<_>, PlanError>>()?;
+            if slice.whole {
+                let name = recipe.module_name(number).to_owned();
+                let members = members.iter().map(|member| member.checkpoint).collect();
+                wholes.push(Whole { name, members, slice: number });
+                continue;
+            }
+            let _set = first.get_or_insert(number);
             let start = lineups.last().map_or(0, |lineup| lineup.layers.end);
             let len = slice.sources.first().map_or(0, |source| source.layers.len() as u64);
             lineups.push(Lineup { members, layers: start..start + len });
         }
-        let sliced = Self { inputs, stack, towers, lineups, positions };
+        let first = first.unwrap_or(0);
+        let sliced =
+            Self { inputs, kind, module, wholes, stack, towers, lineups, first, positions };
+        sliced.check_wholes()?;
         Ok(sliced)
     }
 
@@ -99,7 +147,67 @@ impl<'a> Sliced<'a> {
         let layers = self.lineups.iter().enumerate().flat_map(move |(slice, lineup)| {
             (0..lineup.len()).flat_map(move |k| self.layer(slice, lineup, k))
         });
-        Box::new(self.outside(0, true).chain(layers).chain(self.outside(last, false)))
+        let wholes = self.wholes.iter().flat_map(|whole| self.whole(whole));
+        Box::new(self.outside(0, true).chain(layers).chain(self.outside(last, false)).chain(wholes))
+    }
+
+    /// The tensors of a module that is made of whole models.
+    fn whole<'b>(&'b self, whole: &'b Whole) -> impl Iterator<Item = Origin<'a>> + 'b {
+        let lent = self.of_module(whole.members[0], &whole.name);
+        lent.map(move |lent| {
+            let source = |&checkpoint: &usize| Source {
+                checkpoint,
+                name: Cow::Borrowed(&*lent.name),
+                tensor: self.inputs.catalogs[checkpoint].get(&lent.name),
+            };
+            Origin {
+                name: Cow::Borrowed(&*lent.name),
+                sources: whole.members.iter().map(source).collect(),
+                donor: 0,
+                lent,
+                slice: whole.slice,
+                t: self.positions.of(&lent.name),
+            }
+        })
+    }
+
+    /// The tensors of a checkpoint that belong to a module.
+    fn of_module<'b>(
+        &'b self,
+        checkpoint: usize,
+        module: &'b str,
+    ) -> impl Iterator<Item = &'a TensorInfo> + 'b {
+        let tensors = self.inputs.catalogs[checkpoint].tensors.iter();
+        tensors.filter(move |tensor| self.module_of(&tensor.name) == Some(module))
+    }
+
+    fn module_of(&self, tensor: &str) -> Option<&'static str> {
+        self.kind.and_then(|kind| kind.module_of(tensor))
+    }
+
+    /// Refuses modules that the model that lends names has no tensors of.
+    fn check_wholes(&self) -> Result<(), PlanError> {
+        for Whole { name, members, .. } in &self.wholes {
+            if self.of_module(members[0], name).next().is_none() {
+                let label = &self.inputs.labels[members[0]];
+                return Err(value(
+                    "modules",
+                    format!("{label} has no tensors of the module {name}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The stack that slices are about: what comes before the number of a layer.
+    fn prefix(&self) -> &str {
+        self.stack.as_ref().map_or("", |stack| &stack.prefix)
+    }
+
+    /// The layer of the stack that a tensor belongs to.
+    pub(super) fn layer_of(&self, tensor: &str) -> Option<u64> {
+        let stack = self.stack.as_ref()?;
+        stacks::place(tensor).filter(|&(prefix, _)| prefix == stack.prefix).map(|(_, layer)| layer)
     }
 
     /// The tensors of the `k`-th layer of a slice.
@@ -109,7 +217,7 @@ impl<'a> Sliced<'a> {
         lineup: &'b Lineup,
         k: u64,
     ) -> impl Iterator<Item = Origin<'a>> + 'b {
-        let prefix = &*self.stack.prefix;
+        let prefix = self.prefix();
         let donor = lineup.donor();
         let own = stacks::layer_name(prefix, donor.first + k);
         let name = stacks::layer_name(prefix, lineup.layers.start + k);
@@ -129,7 +237,7 @@ impl<'a> Sliced<'a> {
                 sources: lineup.members.iter().map(source).collect(),
                 donor: 0,
                 lent,
-                slice,
+                slice: self.first + slice,
                 t,
             }
         })
@@ -152,7 +260,7 @@ impl<'a> Sliced<'a> {
                     sources: lineup.members.iter().map(source).collect(),
                     donor: 0,
                     lent,
-                    slice,
+                    slice: self.first + slice,
                     t: self.positions.of(&lent.name),
                 }
             })
@@ -161,8 +269,11 @@ impl<'a> Sliced<'a> {
 
     /// Whether a tensor lies outside the stack, on that side of it.
     fn is_outside(&self, tensor: &str, before: bool) -> bool {
-        let within = stacks::place(tensor).is_some_and(|(prefix, _)| prefix == self.stack.prefix);
-        !within && stacks::comes_before(tensor, &self.stack.prefix, &self.towers) == before
+        let Some(stack) = &self.stack else { return false };
+        let other = self.kind.is_some() && self.module_of(tensor) != self.module.as_deref();
+        !other
+            && self.layer_of(tensor).is_none()
+            && stacks::comes_before(tensor, &stack.prefix, &self.towers) == before
     }
 
     /// Tensors of models that have no counterpart in the donor of their slice.
@@ -188,7 +299,15 @@ impl<'a> Sliced<'a> {
                 })
             })
         });
-        Box::new(layers.chain(outside))
+        let wholes = self.wholes.iter().flat_map(move |whole| {
+            let donor = &self.inputs.catalogs[whole.members[0]];
+            whole.members[1..].iter().flat_map(move |&checkpoint| {
+                let all = self.of_module(checkpoint, &whole.name).map(|tensor| &*tensor.name);
+                let lacking = all.filter(|name| donor.get(name).is_none());
+                lacking.map(move |name| Extra { checkpoint, name, output: Cow::Borrowed(name) })
+            })
+        });
+        Box::new(layers.chain(outside).chain(wholes))
     }
 
     fn extra_in<'b>(
@@ -197,7 +316,7 @@ impl<'a> Sliced<'a> {
         member: Member,
         k: u64,
     ) -> impl Iterator<Item = Extra<'a>> + 'b {
-        let prefix = &*self.stack.prefix;
+        let prefix = self.prefix();
         let own = stacks::layer_name(prefix, member.first + k);
         let donor = stacks::layer_name(prefix, lineup.donor().first + k);
         let output = stacks::layer_name(prefix, lineup.layers.start + k);
@@ -220,15 +339,17 @@ impl<'a> Sliced<'a> {
     /// Whether a tensor of a checkpoint is of a layer of some slice, or outside of layers and wanted.
     pub(super) fn takes(&self, checkpoint: usize, tensor: &TensorInfo) -> bool {
         let has = |lineup: &Lineup| lineup.members.iter().any(|m| m.checkpoint == checkpoint);
-        match stacks::place(&tensor.name) {
-            Some((prefix, layer)) if prefix == self.stack.prefix => {
-                self.lineups.iter().any(|lineup| {
-                    let mut members = lineup.members.iter().filter(|m| m.checkpoint == checkpoint);
-                    members
-                        .any(|member| (member.first..member.first + lineup.len()).contains(&layer))
-                })
-            }
-            _ => [(self.lineups.first(), true), (self.lineups.last(), false)].into_iter().any(
+        let module = self.module_of(&tensor.name);
+        let whole = self.wholes.iter().find(|whole| Some(&*whole.name) == module);
+        if let Some(whole) = whole {
+            return whole.members.contains(&checkpoint);
+        }
+        match self.layer_of(&tensor.name) {
+            Some(layer) => self.lineups.iter().any(|lineup| {
+                let mut members = lineup.members.iter().filter(|m| m.checkpoint == checkpoint);
+                members.any(|member| (member.first..member.first + lineup.len()).contains(&layer))
+            }),
+            None => [(self.lineups.first(), true), (self.lineups.last(), false)].into_iter().any(
                 |(lineup, before)| lineup.is_some_and(has) && self.is_outside(&tensor.name, before),
             ),
         }
@@ -240,13 +361,13 @@ fn check(
     inputs: &Inputs,
     stacks: &[Stack],
     stack: &Stack,
-    number: usize,
+    name: &str,
     source: &SliceSource,
     checkpoint: usize,
 ) -> Result<(), PlanError> {
     let catalog = &inputs.catalogs[checkpoint];
     let label = &inputs.labels[checkpoint];
-    let key = format!("layer_range of {label} in {}", name(number));
+    let key = format!("layer_range of {label} in {name}");
     let (start, end) = (u64::from(source.layers.start), u64::from(source.layers.end));
     let range = format!("[{start}, {end}]");
     let shown = stacks::shown(&stack.prefix);
@@ -278,6 +399,30 @@ fn check(
         }
         None => Ok(()),
     }
+}
+
+/// Demands that each tensor of the model that lends the config belongs to a module of the recipe: what does not would be lost.
+fn check_modules(recipe: &Recipe, inputs: &Inputs, kind: Kind) -> Result<(), PlanError> {
+    let label = &inputs.labels[inputs.donor];
+    for tensor in &inputs.donor().tensors {
+        let name = &tensor.name;
+        let Some(module) = kind.module_of(name) else {
+            let known = kind.names().join(", ");
+            let reason = format!(
+                "{name} of {label} belongs to none of the modules {known}, as far as its name tells; list the models \
+                 under `models`, with filters by name where parameters differ"
+            );
+            return Err(value("modules", reason));
+        };
+        if recipe.modules.iter().all(|listed| listed.name != module) {
+            let reason = format!(
+                "{module} is not among them, and {name} of {label} belongs to it: the output would lack it; add \
+                 {module}: {{models: [..]}}"
+            );
+            return Err(value("modules", reason));
+        }
+    }
+    Ok(())
 }
 
 fn value(key: &str, reason: String) -> PlanError {
@@ -403,6 +548,80 @@ mod tests {
             let planned = planned(ONE, &names(&tensors)).unwrap();
             assert!(planned.iter().any(|line| line == expected), "{planned:?}");
         }
+    }
+
+    const MODULES: &str = "merge_method: linear\nmodules:\n  text_decoder:\n    slices:\n      - sources: [{model: a, layer_range: [1, 2], \
+                           parameters: {weight: 1}}]\n      - sources: [{model: b, layer_range: [0, 2], parameters: {weight: 1}}]\n  \
+                           vision_tower: {models: [{model: b, parameters: {weight: 2}}, {model: a, parameters: {weight: [1, 3]}}]}\n  \
+                           multi_modal_projector: {models: [{model: a, parameters: {weight: 4}}]}\n";
+
+    #[test]
+    fn modules_have_models_layers_and_parameters_of_their_own() {
+        let tensors = names(&[
+            "model.embed_tokens",
+            "model.layers.0.w",
+            "model.layers.1.w",
+            "model.norm",
+            "lm_head",
+            "visual.blocks.0.w",
+            "visual.blocks.1.w",
+            "visual.blocks.2.w",
+            "visual.patch_embed",
+            "visual.merger.mlp.0.w",
+            "visual.merger.mlp.2.w",
+        ]);
+        let told = |text: &str| -> Result<Vec<String>, String> {
+            let (recipe, _) = golden::parsed(text).map_err(|error| error.to_string())?;
+            let _warnings = recipe.validate().map_err(|error| error.to_string())?;
+            let inputs = inputs(&recipe, &tensors);
+            let sliced = Sliced::new(&recipe, &inputs).map_err(|error| error.to_string())?;
+            assert_eq!(sliced.extra().count(), 0);
+            let line = |origin: Origin<'_>| {
+                let (tensor, t, slice) = (&*origin.name, origin.t, origin.slice);
+                let values = Place { tensor, t, coefficients: None, slice, names: &[] };
+                let weights = recipe.values(values).unwrap().each("weight");
+                let of = |s: &Source<'_>| format!("{}/{}", inputs.labels[s.checkpoint], s.name);
+                let sources: Vec<String> = origin.sources.iter().map(of).collect();
+                format!("{tensor} < {} {weights:?}", sources.join(" "))
+            };
+            let mut lines: Vec<String> = sliced.iter().map(line).collect();
+            lines.sort();
+            Ok(lines)
+        };
+        assert_eq!(
+            told(MODULES).unwrap(),
+            [
+                "lm_head < b/lm_head [1.0]",
+                "model.embed_tokens < a/model.embed_tokens [1.0]",
+                "model.layers.0.w < a/model.layers.1.w [1.0]",
+                "model.layers.1.w < b/model.layers.0.w [1.0]",
+                "model.layers.2.w < b/model.layers.1.w [1.0]",
+                "model.norm < b/model.norm [1.0]",
+                "visual.blocks.0.w < b/visual.blocks.0.w a/visual.blocks.0.w [2.0, 1.0]",
+                "visual.blocks.1.w < b/visual.blocks.1.w a/visual.blocks.1.w [2.0, 2.0]",
+                "visual.blocks.2.w < b/visual.blocks.2.w a/visual.blocks.2.w [2.0, 3.0]",
+                "visual.merger.mlp.0.w < a/visual.merger.mlp.0.w [4.0]",
+                "visual.merger.mlp.2.w < a/visual.merger.mlp.2.w [4.0]",
+                "visual.patch_embed < b/visual.patch_embed a/visual.patch_embed [2.0, 1.0]",
+            ]
+        );
+        let without = MODULES.replace(
+            "  multi_modal_projector: {models: [{model: a, parameters: {weight: 4}}]}\n",
+            "",
+        );
+        let error = told(&without).unwrap_err();
+        assert!(
+            error.contains("multi_modal_projector is not among them")
+                && error.contains("visual.merger.mlp.0.w"),
+            "{error}"
+        );
+        let all = "{models: [{model: a, parameters: {weight: 1}}]}";
+        let halves = format!("encoder: {all}\n  decoder: {all}\n  shared: {all}\n");
+        let error = told(&format!("merge_method: linear\nmodules:\n  {halves}")).unwrap_err();
+        assert!(
+            error.contains("belongs to none of the modules encoder, decoder, shared"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -53,18 +53,19 @@ pub(super) fn place(tensor: &str) -> Option<(&str, u64)> {
     digits.parse().ok().filter(|_| plain).map(|number| (prefix, number))
 }
 
-/// The stack that slices are about: the text model's. Where several may be it, config.json decides by its
+/// The stack that slices are about: the text model's, of those whose names are wanted. Where several may be it, config.json decides by its
 /// number of layers, and then length does.
 ///
 /// # Errors
 /// In words, if there is none or no way to tell.
-pub(super) fn text(catalog: &Catalog) -> Result<Stack, String> {
+pub(super) fn text(catalog: &Catalog, own: impl Fn(&str) -> bool) -> Result<Stack, String> {
     let counts = catalog.config.as_ref().map(layer_counts).unwrap_or_default();
     let rank = |stack: &Stack| {
         let side = SIDE.iter().any(|word| stack.prefix.contains(word));
         (!side, counts.contains(&stack.layers), stack.layers)
     };
     let mut stacks = stacks(catalog);
+    stacks.retain(|stack| own(&stack.prefix));
     stacks.sort_by_key(rank);
     let Some(chosen) = stacks.pop() else {
         return Err("no tensor has a number in its name, so there are no layers".to_owned());

@@ -10,6 +10,7 @@ mod filters;
 pub(crate) mod fuzzing;
 mod hub;
 pub mod mergekit;
+pub(crate) mod modules;
 mod parameters;
 mod read;
 pub mod reference;
@@ -155,8 +156,8 @@ pub struct Recipe {
     pub models: Vec<Model>,
     /// Runs of output layers, if the output is not made of whole models.
     pub slices: Vec<Slice>,
-    /// The module that the inputs are given for, if they are.
-    pub module: Option<Module>,
+    /// The modules that the inputs are given for, if they are.
+    pub modules: Vec<Module>,
     /// The method.
     pub method: &'static Entry,
     /// Parameters for all models.
@@ -244,7 +245,7 @@ impl Recipe {
             base,
             models,
             slices: Vec::new(),
-            module: None,
+            modules: Vec::new(),
             method,
             parameters: Parameters::default(),
             coefficients: None,
@@ -345,7 +346,7 @@ impl Recipe {
             slice.sources.iter().map(|source| &source.parameters).chain([&slice.parameters])
         });
         let of_models = self.models.iter().map(|model| &model.parameters);
-        let of_module = self.module.iter().map(|module| &module.parameters);
+        let of_module = self.modules.iter().map(|module| &module.parameters);
         if of_slices.chain(of_models).chain(of_module).any(own) {
             return None;
         }

@@ -1,6 +1,6 @@
 //! The parameters of a recipe, checked against the registry and evaluated tensor by tensor.
 
-use super::{Recipe, RecipeError, Row, Setting, slices, suggestion};
+use super::{Recipe, RecipeError, Row, Setting, suggestion};
 use crate::method::registry::{Entry, Kind, Parameter, Per, Preset};
 use crate::method::{Value, Values};
 
@@ -170,12 +170,12 @@ impl Recipe {
     pub(super) fn stated(&self) -> Vec<Stated<'_>> {
         let state = |whose, parameters, reach, slice| Stated { whose, parameters, reach, slice };
         let mut places = vec![state(None, &self.parameters, Reach::Merge, None)];
-        if let Some(module) = &self.module {
+        for module in &self.modules {
             let name = format!("module {}", module.name);
             places.push(state(Some(name), &module.parameters, Reach::Part, None));
         }
         for (number, slice) in self.slices.iter().enumerate() {
-            let name = slices::name(number);
+            let name = self.slice_name(number);
             for source in &slice.sources {
                 let whose = format!("{} in {name}", source.path.display());
                 places.push(state(Some(whose), &source.parameters, Reach::Model, Some(number)));
@@ -206,7 +206,7 @@ impl Recipe {
                 }
                 let place = match self.slices.len() {
                     0 => String::new(),
-                    _ => format!(" in {}", slices::name(slice)),
+                    _ => format!(" in {}", self.slice_name(slice)),
                 };
                 let rows = self.rows(slice);
                 let lacks = |row: &&Row<'_>| row.parameters.get(parameter.name).is_none();

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::modules::Kind;
 use super::{Model, Parameters, Recipe, RecipeError};
 use crate::method::registry::BaseUse;
 
@@ -15,6 +16,8 @@ pub struct Slice {
     pub sources: Vec<SliceSource>,
     /// Parameters of all its sources.
     pub parameters: Parameters,
+    /// Whether it is all of a module, whatever its layers: those of its sources have no meaning then.
+    pub whole: bool,
 }
 
 /// A run of layers of one model.
@@ -28,13 +31,22 @@ pub struct SliceSource {
     pub parameters: Parameters,
 }
 
-/// The part of a model that `modules` names, if it does.
+impl SliceSource {
+    /// Its part in the slice.
+    pub(super) fn row(&self) -> Row<'_> {
+        Row { path: &self.path, parameters: &self.parameters }
+    }
+}
+
+/// A part of a model that `modules` names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Module {
     /// Its name.
     pub name: String,
     /// Parameters of all its inputs.
     pub parameters: Parameters,
+    /// Its slices among the recipe's; none if it stands for whole models.
+    pub slices: Range<usize>,
 }
 
 /// A model as it takes part in a slice, or in a merge of whole models.
@@ -68,16 +80,55 @@ impl Recipe {
     pub fn rows(&self, slice: usize) -> Vec<Row<'_>> {
         if let Some(slice) = self.slices.get(slice) {
             let (_, sources) = self.lineup(slice);
-            return sources.map(|s| Row { path: &s.path, parameters: &s.parameters }).collect();
+            return sources.map(SliceSource::row).collect();
         }
         self.models.iter().map(|m| Row { path: &m.path, parameters: &m.parameters }).collect()
     }
 
     /// What is said about all models of a slice, the nearest first.
-    pub(super) fn levels(&self, slice: usize) -> impl Iterator<Item = &Parameters> {
-        let slice = self.slices.get(slice).map(|slice| &slice.parameters);
-        let module = self.module.as_ref().map(|module| &module.parameters);
+    pub(super) fn levels(&self, number: usize) -> impl Iterator<Item = &Parameters> {
+        let slice = self.slices.get(number).map(|slice| &slice.parameters);
+        let module = self.module_of(number).map(|module| &module.parameters);
         slice.into_iter().chain(module).chain([&self.parameters])
+    }
+
+    /// The module that a slice belongs to, or that stands for whole models.
+    fn module_of(&self, slice: usize) -> Option<&Module> {
+        let slices = |module: &&Module| module.slices.is_empty() || module.slices.contains(&slice);
+        self.modules.iter().find(slices)
+    }
+
+    /// The name of the module that a slice belongs to.
+    pub(crate) fn module_name(&self, slice: usize) -> &str {
+        self.module_of(slice).map_or("", |module| &module.name)
+    }
+
+    /// What the modules are, if the recipe tells several apart.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        self.modules
+            .iter()
+            .find(|module| !module.slices.is_empty())
+            .and_then(|m| Kind::with(&m.name))
+    }
+
+    /// How a slice is called in messages: by its number, counted from 1, or as a module.
+    pub(crate) fn slice_name(&self, number: usize) -> String {
+        let (Some(module), Some(_)) = (self.module_of(number), self.kind()) else {
+            return format!("slice {}", number + 1);
+        };
+        let name = &module.name;
+        if self.slices.get(number).is_some_and(|slice| slice.whole) {
+            return format!("module {name}");
+        }
+        format!("slice {} of {name}", number + 1 - module.slices.start)
+    }
+
+    /// The slices that follow each other: all, or those of each module.
+    fn stretches(&self) -> Vec<Range<usize>> {
+        match self.kind() {
+            Some(_) => self.modules.iter().map(|module| module.slices.clone()).collect(),
+            None => std::iter::once(0..self.slices.len()).collect(),
+        }
     }
 
     /// The position of a slice's base among [`Recipe::checkpoints`].
@@ -135,7 +186,7 @@ impl Recipe {
         }
         for (number, slice) in self.slices.iter().enumerate() {
             let wrong = |reason: String| {
-                let key = format!("slices: {}", name(number));
+                let key = format!("slices: {}", self.slice_name(number));
                 Err(RecipeError::Value { key, reason })
             };
             let (base, rows) = self.lineup(slice);
@@ -154,12 +205,15 @@ impl Recipe {
             if let Some(wanted) = self.method.refusal(count) {
                 return wrong(format!("{wanted}{besides}; {count} given"));
             }
-            check_ranges(number, slice)?;
+            self.check_ranges(number, slice)?;
         }
-        let sources = |slice: Option<&Slice>| slice.map_or(0, |slice| slice.sources.len());
-        let (first, last) = (sources(self.slices.first()), sources(self.slices.last()));
-        if last > first {
-            let key = format!("slices: {}", name(self.slices.len() - 1));
+        let sources = |slice: usize| self.slices.get(slice).map_or(0, |slice| slice.sources.len());
+        for Range { start, end } in self.stretches() {
+            let (first, last) = (sources(start), sources(end.saturating_sub(1)));
+            if last <= first {
+                continue;
+            }
+            let key = format!("slices: {}", self.slice_name(end - 1));
             let reason = format!(
                 "it is the last and has {last} sources, and the first slice has {first}: mergekit would make what lies \
                  behind the layers (final norm, head) from the first {first} of them, without a word; end with a \
@@ -171,33 +225,36 @@ impl Recipe {
     }
 }
 
-/// How a slice is called in messages: by its number, counted from 1.
-pub(crate) fn name(number: usize) -> String {
-    format!("slice {}", number + 1)
-}
-
-fn check_ranges(number: usize, slice: &Slice) -> Result<(), RecipeError> {
-    let wrong = |source: &SliceSource, why: &str| {
-        let key = format!("layer_range of {}", source.path.display());
-        let Range { start, end } = source.layers;
-        let reason = format!("[{start}, {end}] in {} {why}", name(number));
-        Err(RecipeError::Value { key, reason })
-    };
-    let Some(first) = slice.sources.first() else { return Ok(()) };
-    for (i, source) in slice.sources.iter().enumerate() {
-        if source.layers.is_empty() {
-            return wrong(
-                source,
-                "holds no layer; it is [FIRST, END], END being the one behind the last",
-            );
+impl Recipe {
+    fn check_ranges(&self, number: usize, slice: &Slice) -> Result<(), RecipeError> {
+        if slice.whole {
+            return Ok(());
         }
-        if source.layers.len() != first.layers.len() {
-            let wanted = first.layers.len();
-            return wrong(source, &format!("is not of {wanted} layers like the first source's"));
+        let wrong = |source: &SliceSource, why: &str| {
+            let key = format!("layer_range of {}", source.path.display());
+            let Range { start, end } = source.layers;
+            let reason = format!("[{start}, {end}] in {} {why}", self.slice_name(number));
+            Err(RecipeError::Value { key, reason })
+        };
+        let Some(first) = slice.sources.first() else { return Ok(()) };
+        for (i, source) in slice.sources.iter().enumerate() {
+            if source.layers.is_empty() {
+                return wrong(
+                    source,
+                    "holds no layer; it is [FIRST, END], END being the one behind the last",
+                );
+            }
+            if source.layers.len() != first.layers.len() {
+                let wanted = first.layers.len();
+                return wrong(
+                    source,
+                    &format!("is not of {wanted} layers like the first source's"),
+                );
+            }
+            if slice.sources[..i].iter().any(|other| other.path == source.path) {
+                return wrong(source, "is the second of this model; a slice takes each model once");
+            }
         }
-        if slice.sources[..i].iter().any(|other| other.path == source.path) {
-            return wrong(source, "is the second of this model; a slice takes each model once");
-        }
+        Ok(())
     }
-    Ok(())
 }

@@ -171,7 +171,7 @@ fn slices_survive_a_round_trip_alone_and_below_a_module() {
         let again = parsed(&written).unwrap();
         assert_eq!(again.to_yaml(|path| path.display().to_string()), written);
         assert_eq!((again.slices, again.models), (recipe.slices, recipe.models), "{written}");
-        assert_eq!((again.module, again.base), (recipe.module, recipe.base), "{written}");
+        assert_eq!((again.modules, again.base), (recipe.modules, recipe.base), "{written}");
     }
 }
 
@@ -216,13 +216,73 @@ fn slices_that_make_no_sense_are_refused_with_the_key() {
     refused(valid(&three), &["slices: slice 2", "slerp takes exactly 1 besides the base; 2 given"]);
 }
 
+const MODULES: &str = "merge_method: ties\nbase_model: b\nmodules:\n  text_decoder:\n    slices:\n      - sources:\n          \
+                       - {model: b, layer_range: [0, 2]}\n          - {model: x, layer_range: [1, 3]}\n    \
+                       parameters: {weight: 2}\n  vision_tower: {models: [{model: c}]}\n  multi_modal_projector: {models: \
+                       [{model: b}, {model: x, parameters: {weight: 3}}]}\nparameters: {weight: 1}\n";
+
+#[test]
+fn modules_are_made_of_slices_or_of_whole_models_with_the_base() {
+    let (recipe, warnings) = read(MODULES).unwrap();
+    assert_eq!((recipe.validate(), warnings), (Ok(vec![]), vec![]));
+    let models: Vec<_> = recipe.models.iter().map(|model| model.path.to_str().unwrap()).collect();
+    assert_eq!((models, recipe.has_base()), (vec!["x", "c"], true));
+    // The base of a module of whole models need not be listed.
+    let weight = |slice| {
+        let place = Place { tensor: "t", t: 0.0, coefficients: None, slice, names: &[] };
+        recipe.values(place).unwrap().each("weight")
+    };
+    assert_eq!([0, 1, 2].map(weight), [[2.0], [1.0], [3.0]]);
+    assert_eq!(recipe.slice_name(0), "slice 1 of text_decoder");
+    assert_eq!(recipe.slice_name(2), "module multi_modal_projector");
+    let written = recipe.to_yaml(|path| path.display().to_string());
+    let again = parsed(&written).unwrap();
+    assert_eq!(again.to_yaml(|path| path.display().to_string()), written);
+    assert_eq!((again.slices, again.models), (recipe.slices, recipe.models), "{written}");
+    assert_eq!((again.modules, again.base), (recipe.modules, recipe.base), "{written}");
+    for (from, to, parts) in [
+        (
+            "vision_tower",
+            "vision_towr",
+            vec!["line 10", "\"vision_towr\" is unknown", "did you mean vision_tower?"],
+        ),
+        ("text_decoder", "txt", vec!["line 4", "\"txt\" is unknown"]),
+        (
+            "vision_tower",
+            "encoder",
+            vec!["line 10", "no model has both modules text_decoder and encoder"],
+        ),
+        (
+            "{model: c}",
+            "{model: c}, {model: c}",
+            vec!["line 10", "c is more than once in one module"],
+        ),
+        ("[{model: c}]", "[]", vec!["line 10", "`models` is empty"]),
+        (
+            "{model: b}, {model: x, parameters: {weight: 3}}",
+            "{model: b}",
+            vec!["module multi_modal_projector", "at least one"],
+        ),
+        (
+            "          - {model: b, layer_range: [0, 2]}\n",
+            "",
+            vec!["slice 1 of text_decoder", "ties needs its base_model"],
+        ),
+    ] {
+        assert!(MODULES.contains(from), "{from}");
+        let text = MODULES.replacen(from, to, 1);
+        let valid =
+            parsed(&text).and_then(|recipe| recipe.validate().map_err(|error| error.to_string()));
+        refused(valid, &parts);
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
     for (text, parts) in [
         (
-            "merge_method: pcb\nbase_model: b\nmodules: {m: {models: [{model: x}]}, n: {models: [{model: x}]}}\n"
-                .to_owned(),
-            ["line 3", "more than one entry in `modules`", "`models`"],
+            MODULES.replacen("  vision_tower: {models: [{model: c}]}", "  vision_tower:\n    slices: [{sources: [{model: b, layer_range: [0, 1]}, {model: c, layer_range: [0, 1]}]}]", 1),
+            ["line 10", "slices of the module vision_tower", "give this one `models`"],
         ),
         (
             format!("{SMALL}---\n{SMALL}"),

@@ -1,11 +1,12 @@
 //! Recipes as YAML, in the schema that `read` understands.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 
 use super::{
-    ChatTemplate, OtherToken, OutputDtype, Parameters, Recipe, Setting, TokenRow, Tokenizer,
-    TokenizerSource, Words,
+    ChatTemplate, OtherToken, OutputDtype, Parameters, Recipe, Row, Setting, SliceSource, TokenRow,
+    Tokenizer, TokenizerSource, Words,
 };
 use crate::method::Value;
 use crate::quote::quoted;
@@ -16,17 +17,20 @@ pub(super) fn write(recipe: &Recipe, name: impl Fn(&Path) -> String) -> String {
     if let Some(base) = &recipe.base {
         let _infallible = writeln!(text, "base_model: {}", model(base));
     }
-    // Below `modules`, the inputs are indented.
-    let indent = if recipe.module.is_some() { "    " } else { "" };
-    if let Some(module) = &recipe.module {
-        let _infallible = writeln!(text, "modules:\n  {}:", quoted(&module.name));
+    if recipe.modules.is_empty() {
+        text.push_str(&inputs(recipe, 0..recipe.slices.len(), model));
+    } else {
+        text.push_str("modules:\n");
+    }
+    for module in &recipe.modules {
+        let _infallible = writeln!(text, "  {}:", quoted(&module.name));
         if !module.parameters.is_empty() {
             let own = module.parameters.to_yaml();
-            let _infallible = writeln!(text, "{indent}parameters: {{{own}}}");
+            let _infallible = writeln!(text, "    parameters: {{{own}}}");
         }
+        let inputs = inputs(recipe, module.slices.clone(), model);
+        inputs.lines().for_each(|line| text.extend(["    ", line, "\n"]));
     }
-    let inputs = inputs(recipe, model);
-    inputs.lines().for_each(|line| text.extend([indent, line, "\n"]));
     // With the defaults: they may change one day, and this merge will not.
     let mut common = recipe.parameters.complete(recipe.method);
     let mut set =
@@ -127,23 +131,29 @@ fn tokenizer(tokenizer: &Tokenizer, model: impl Fn(&Path) -> String) -> String {
     text + "}"
 }
 
-/// `models` or `slices`.
-fn inputs(recipe: &Recipe, model: impl Fn(&Path) -> String) -> String {
+/// `models`, or some of the `slices`.
+fn inputs(recipe: &Recipe, slices: Range<usize>, model: impl Fn(&Path) -> String) -> String {
     let mut text = String::new();
     let mut line = |line: String| text.extend([&*line, "\n"]);
     let own = |parameters: &Parameters| format!("parameters: {{{}}}", parameters.to_yaml());
-    if recipe.slices.is_empty() {
+    let slices = recipe.slices.get(slices).unwrap_or_default();
+    let whole: Option<Vec<Row<'_>>> = match slices {
+        [] => Some(recipe.rows(0)),
+        [slice] if slice.whole => Some(slice.sources.iter().map(SliceSource::row).collect()),
+        _ => None,
+    };
+    if let Some(rows) = whole {
         line("models:".to_owned());
-        for entry in &recipe.models {
-            line(format!("  - model: {}", model(&entry.path)));
+        for entry in rows {
+            line(format!("  - model: {}", model(entry.path)));
             if !entry.parameters.is_empty() {
-                line(format!("    {}", own(&entry.parameters)));
+                line(format!("    {}", own(entry.parameters)));
             }
         }
         return text;
     }
     line("slices:".to_owned());
-    for slice in &recipe.slices {
+    for slice in slices {
         line("  - sources:".to_owned());
         for source in &slice.sources {
             line(format!("      - model: {}", model(&source.path)));

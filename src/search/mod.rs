@@ -107,7 +107,7 @@ impl Request {
         if self.budget == 0 {
             return wrong("--budget", "must be above 0".to_owned());
         }
-        if !self.recipe.slices.is_empty() || self.recipe.module.is_some() {
+        if !self.recipe.slices.is_empty() || !self.recipe.modules.is_empty() {
             return wrong("search", "it works on merges of whole models only".to_owned());
         }
         match &self.way {

@@ -22,6 +22,7 @@ FIXTURES = os.path.join(ROOT, "fixtures")
 sys.path[:0] = [HERE, FIXTURES]
 import live_family  # noqa: E402
 import lora  # noqa: E402
+import modules  # noqa: E402
 import tokens  # noqa: E402
 from mergekit.config import MergeConfiguration  # noqa: E402
 from mergekit.io.tasks import LoaderCache  # noqa: E402
@@ -185,6 +186,8 @@ def others(work, reflow):
     """(name, whether reflow agrees, words) of what is no recipe of this directory."""
     for name, passed, words in lora.check(work, reflow, load):
         yield f"lora-{name}", passed, words
+    for name, passed, words in modules.check(work, reflow, with_mergekit, load):
+        yield f"modules-{name}", passed, words
     for name, passed, words in tokens.check(work, FIXTURES, reflow, with_mergekit, load):
         yield f"tokens-{name}", passed, words
 

@@ -82,16 +82,17 @@ def check(work, fixtures, reflow, mergekit, load):
             yield name, False, refused
             continue
         mergekit(text, theirs)
-        yield (name, *agree(ours, theirs, load))
+        yield (name, *agree(ours, theirs, load, "base_model" in text))
 
 
-def agree(ours, theirs, load):
+def agree(ours, theirs, load, has_base):
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in (ours, theirs)]
     a, b = (tokenizer.get_vocab() for tokenizer in tokenizers)
     if set(a) != set(b):
         return False, f"tokens: {sorted(set(a) ^ set(b))[:4]}"
     templates = [tokenizer.chat_template for tokenizer in tokenizers]
-    if templates[0] != templates[1]:
+    # Without a base, mergekit takes the template of the first model of a set, which is another from run to run.
+    if has_base and templates[0] != templates[1]:
         return False, f"chat templates: {templates}"
     configs = []
     for path in (ours, theirs):

@@ -245,7 +245,7 @@ pub(super) fn beside(
         Err(RecipeError::Value { key: key.to_owned(), reason: reason.to_owned() })
     };
     let what = if method.unifies() { "what emr makes" } else { "the share of each expert" };
-    if !recipe.slices.is_empty() || recipe.module.is_some() {
+    if !recipe.slices.is_empty() || !recipe.modules.is_empty() {
         return refuse(&format!(
             "{what} is kept of merges of whole models only, without slices and modules"
         ));

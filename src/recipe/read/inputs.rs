@@ -1,10 +1,12 @@
-//! The inputs of a recipe: whole models, slices, or the one module that holds either.
+//! The inputs of a recipe: whole models, slices, or modules that hold either.
 
 use std::path::PathBuf;
 
 use super::super::mergekit::{self, Body, Document, Input};
 use super::super::parameters::Reach;
-use super::super::{Model, Module, Recipe, RecipeError, Slice, SliceSource};
+use super::super::{
+    Model, Module, Parameters, Recipe, RecipeError, Slice, SliceSource, modules, suggestion,
+};
 use super::Reader;
 use crate::method::registry::{Per, Preset};
 
@@ -17,37 +19,114 @@ impl Reader<'_> {
     ) -> Result<(), RecipeError> {
         match &document.body {
             Body::Models(inputs) => self.models(recipe, inputs),
-            Body::Slices(slices) => self.slices(recipe, slices),
-            Body::Modules(modules) => self.module(recipe, modules),
+            Body::Slices(slices) => {
+                self.slices(recipe, slices)?;
+                self.finish_slices(recipe);
+                Ok(())
+            }
+            Body::Modules(modules) => self.modules(recipe, modules),
         }
     }
 
-    /// The module that stands for the whole model. Which tensors belong to which of several modules is
-    /// known from mergekit's table of architectures only.
-    fn module(
+    /// Modules: the parts of a model, or the one that stands for the whole of it.
+    fn modules(
         &mut self,
         recipe: &mut Recipe,
         modules: &[mergekit::Module],
     ) -> Result<(), RecipeError> {
-        let module = match modules {
-            [module] => module,
-            [] => return Err(self.malformed("`modules` is empty")),
-            [_, second, ..] => {
-                return Err(self.unsupported(
-                    format!("{}: more than one entry in `modules`", second.at),
-                    "list the models under `models`, which merges all parts of them, with filters where parameters \
-                     differ from part to part, e.g. [{filter: vision_tower, value: 0}, {value: 1}]; `slices` are about \
-                     the text model's layers, and the other parts follow its first slice",
-                ));
-            }
+        let Some(first) = modules.first() else {
+            return Err(self.malformed("`modules` is empty"));
         };
-        let parameters = self.parameters(recipe, &module.parameters, Reach::Part)?;
-        recipe.module = Some(Module { name: module.name.clone(), parameters });
-        match &module.body {
-            Body::Models(inputs) => self.models(recipe, inputs),
-            Body::Slices(slices) => self.slices(recipe, slices),
-            Body::Modules(_) => Err(self.at(module.at, "a module holds `models` or `slices`")),
+        let kind = match modules {
+            [only] => modules::Kind::with(&only.name),
+            _ => Some(self.kind(first, modules)?),
+        };
+        for module in modules {
+            let parameters = self.parameters(recipe, &module.parameters, Reach::Part)?;
+            // What is read below looks its parameters up.
+            let name = module.name.clone();
+            let slices = recipe.slices.len()..recipe.slices.len();
+            recipe.modules.push(Module { name, parameters, slices });
+            match (&module.body, kind) {
+                (Body::Models(inputs), None) => self.models(recipe, inputs)?,
+                (Body::Models(inputs), Some(_)) => self.whole(recipe, inputs)?,
+                (Body::Slices(slices), _) => self.slices_of(recipe, module, kind, slices)?,
+                (Body::Modules(_), _) => {
+                    return Err(self.at(module.at, "a module holds `models` or `slices`"));
+                }
+            }
+            let end = recipe.slices.len();
+            if let Some(module) = recipe.modules.last_mut() {
+                module.slices.end = end;
+            }
         }
+        if !recipe.slices.is_empty() {
+            self.finish_slices(recipe);
+        }
+        Ok(())
+    }
+
+    /// What modules of these names are parts of.
+    fn kind(
+        &self,
+        first: &mergekit::Module,
+        modules: &[mergekit::Module],
+    ) -> Result<modules::Kind, RecipeError> {
+        let known = modules::names();
+        let unknown = |module: &mergekit::Module, known: &[&str]| {
+            let hint = match suggestion(&module.name, known.iter().copied()) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("known: {}", known.join(", ")),
+            };
+            self.at(module.at, format!("the module {:?} is unknown; {hint}", module.name))
+        };
+        let kind = modules::Kind::with(&first.name).ok_or_else(|| unknown(first, &known))?;
+        match modules.iter().find(|module| !kind.names().contains(&&*module.name)) {
+            Some(module) if known.contains(&&*module.name) => {
+                let text = format!("no model has both modules {} and {}", first.name, module.name);
+                Err(self.at(module.at, text))
+            }
+            Some(module) => Err(unknown(module, &kind.names())),
+            None => Ok(kind),
+        }
+    }
+
+    /// A module that is made of whole models: the base is the last of them where it is not listed, as in mergekit.
+    fn whole(&mut self, recipe: &mut Recipe, inputs: &[Input]) -> Result<(), RecipeError> {
+        let mut sources: Vec<SliceSource> = Vec::new();
+        for input in inputs {
+            let path = self.model(&input.model)?;
+            if sources.iter().any(|other| other.path == path) {
+                let text = format!("{} is more than once in one module", input.model);
+                return Err(self.at(input.model.at, text));
+            }
+            let parameters = self.parameters(recipe, &input.parameters, Reach::Model)?;
+            sources.push(SliceSource { path, layers: 0..0, parameters });
+        }
+        let unlisted = |base: &&PathBuf| sources.iter().all(|source| source.path != **base);
+        if let Some(base) = recipe.base.as_ref().filter(unlisted) {
+            let parameters = Parameters::default();
+            sources.push(SliceSource { path: base.clone(), layers: 0..0, parameters });
+        }
+        recipe.slices.push(Slice { sources, whole: true, ..Slice::default() });
+        Ok(())
+    }
+
+    /// The slices of a module.
+    fn slices_of(
+        &mut self,
+        recipe: &mut Recipe,
+        module: &mergekit::Module,
+        kind: Option<modules::Kind>,
+        slices: &[mergekit::Slice],
+    ) -> Result<(), RecipeError> {
+        if kind.is_some() && module.name != modules::TEXT {
+            return Err(self.unsupported(
+                format!("{}: slices of the module {}", module.at, module.name),
+                format!("only those of {} may be cut; give this one `models`", modules::TEXT),
+            ));
+        }
+        self.slices(recipe, slices)
     }
 
     /// Runs of layers. Each names all its sources, the base too, where the method needs one.
@@ -67,8 +146,13 @@ impl Reader<'_> {
             }
             let base = slice.base_model.as_ref().map(|base| self.model(base)).transpose()?;
             let parameters = self.parameters(recipe, &slice.parameters, Reach::Part)?;
-            recipe.slices.push(Slice { base, sources, parameters });
+            recipe.slices.push(Slice { base, sources, parameters, whole: false });
         }
+        Ok(())
+    }
+
+    /// What follows from all slices.
+    fn finish_slices(&mut self, recipe: &mut Recipe) {
         if recipe.base.is_none() {
             // It lends config and tokenizer.
             recipe.base = recipe.slices.iter().find_map(|slice| slice.base.clone());
@@ -82,7 +166,6 @@ impl Reader<'_> {
             }
         }
         recipe.gather_models();
-        Ok(())
     }
 
     fn without_effect(&self, base: &str) -> String {

@@ -296,13 +296,12 @@ impl Reader<'_> {
 
 /// Whether the inputs are slices that all name a base of their own.
 fn every_slice_has_one(document: &Document) -> bool {
-    let slices = match &document.body {
-        Body::Slices(slices) => slices,
-        Body::Modules(modules) => match &modules[..] {
-            [mergekit::Module { body: Body::Slices(slices), .. }] => slices,
-            _ => return false,
-        },
-        Body::Models(_) => return false,
+    let all = |body: &Body| match body {
+        Body::Slices(slices) => slices.iter().all(|slice| slice.base_model.is_some()),
+        Body::Models(_) | Body::Modules(_) => false,
     };
-    slices.iter().all(|slice| slice.base_model.is_some())
+    match &document.body {
+        Body::Modules(modules) => modules.iter().all(|module| all(&module.body)),
+        body => all(body),
+    }
 }
