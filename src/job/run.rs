@@ -14,7 +14,7 @@ use super::components::{self, Writer};
 use super::journal::{Cursor, Journal, Record};
 use super::output::{self, Output};
 use super::parcels::Shelf;
-use super::pieces::{WRITTEN, piece};
+use super::pieces::{piece, whole_units};
 use super::redo::Redo;
 use super::resume::{self, UnderWay};
 use super::snapshots::Snapshots;
@@ -258,19 +258,9 @@ impl Passes<'_> {
     }
 
     fn whole(&mut self, units: &[u32]) -> Result<(), Error> {
-        let plan = self.context.plan;
-        let bytes = |unit: &u32| plan.input_bytes(plan.unit_segments(*unit));
         let mut left: &[u32] = &units[units.partition_point(|&unit| unit < self.cursor.units)..];
         while !left.is_empty() {
-            let most = self.job.settings.checkpoint.unwrap_or(WRITTEN);
-            let mut before = 0;
-            let fits = left.iter().take_while(|unit| {
-                let fits = before < most;
-                before += bytes(unit);
-                fits
-            });
-            let most = statistics::tensors_at_once(self.job).unwrap_or(usize::MAX);
-            let now = &left[..fits.take(most).count()];
+            let now = &left[..whole_units(self.job, left)];
             let result = self.pass("all passes in memory", &Work::Whole { units: now })?;
             let done = result.done as usize;
             self.report.replaced += result.replaced;
