@@ -113,6 +113,7 @@ impl Pass<'_> {
             state_bytes: 8 * (BLOCK as u64) * 4 + 2 * stats,
             seen_bytes: (0, 0),
             // Headers and names, then a row of the report and its text.
+            held: Vec::new(),
             catalog_bytes: tensors * 320
                 + self.pairs.both.len() as u64 * 2048
                 + self.pairs.groups.len() as u64 * stats,

@@ -7,7 +7,7 @@ use super::framing::Framer;
 use super::observe::{Observer, Seen};
 use super::{Context, EngineError, Keep, SinkError, Work};
 use crate::checkpoint::components::{FRAME, TileFrames};
-use crate::method::{BLOCK, Held, Next, Outcome, Pass, State, block_len};
+use crate::method::{BLOCK, Held, Next, Outcome, Pass, Sampling, State, block_len};
 use crate::plan::Action;
 
 /// Tiles of up to this many elements are finished before a merge stops: that takes milliseconds, and all that a
@@ -74,7 +74,7 @@ impl<'a> Worker<'a> {
             (Work::Copies { .. }, _) => self.copy(tile, (out, frames)),
             (Work::Stage { stage, keep, .. }, _) => {
                 let Some(mut state) = self.state.take() else { return Ok(()) };
-                let done = self.stage(*stage, &mut state, tile, (out, frames), *keep);
+                let done = self.stage((*stage, None), &mut state, tile, (out, frames), *keep);
                 self.state = Some(state);
                 done
             }
@@ -87,9 +87,10 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Works on all of a tile, or on a sample of it.
     fn stage(
         &mut self,
-        stage: &dyn Pass,
+        (stage, sample): (&dyn Pass, Option<Sampling>),
         state: &mut State,
         tile: &TileData<'_>,
         (out, frames): (&mut [u8], &mut TileFrames),
@@ -108,12 +109,18 @@ impl<'a> Worker<'a> {
         if let Some(observer) = &mut observer {
             observer.begin(tile.segment.valued() - usize::from(self.context.plan.has_base));
         }
-        for at in (0..tile.elements).step_by(block) {
+        let elements = tile.elements as u64;
+        let everything = Sampling { block: elements.max(1), stride: elements.max(1) };
+        let runs = sample.unwrap_or(everything).runs(0..elements, elements);
+        let blocks = runs.flat_map(|run| {
+            let (begin, end) = (run.start as usize, run.end as usize);
+            (begin..end).step_by(block).map(move |at| (at, block.min(end - at)))
+        });
+        for (at, len) in blocks {
             // A tile may be a whole tensor: too much to finish first.
             if tile.elements > PROMPT && self.context.cancel.load(Ordering::Relaxed) {
                 return Err(EngineError::Interrupted);
             }
-            let len = block.min(tile.elements - at);
             let values = &mut self.values[..if stage.writes() { len } else { 0 }];
             self.decoder.block(self.context, tile, at, len, |block| {
                 if let Some(framer) = &mut framer {
@@ -173,12 +180,13 @@ impl<'a> Worker<'a> {
             |error| EngineError::Method { unit: self.context.plan.view(unit).name.clone(), error };
         let view = self.context.plan.view(unit);
         let mut stage = self.context.method.start_at_hand(view).map_err(named)?;
-        let before = self.decoder.replaced;
+        let (before, room) = (self.decoder.replaced, self.context.method.held_bytes(view));
         loop {
             // Every pass meets the same values that are not finite: count those of the last.
             self.decoder.replaced = before;
-            let (mut state, held) = (stage.empty(), Held::default());
-            self.stage(&*stage, &mut state, tile, (&mut *out, &mut *frames), &held)?;
+            let (mut state, held) = (stage.empty(), Held::within(room));
+            let pass: &dyn Pass = &*stage;
+            self.stage((pass, stage.sample()), &mut state, tile, (&mut *out, &mut *frames), &held)?;
             if let Some(parcel) = stage.hand_out(&mut state, true) {
                 held.keep(parcel);
             }

@@ -46,6 +46,10 @@ impl Method for Knowing {
         self.inner.state_bytes(unit)
     }
 
+    fn held_bytes(&self, unit: &UnitView) -> u64 {
+        self.inner.held_bytes(unit)
+    }
+
     fn has_shares(&self) -> bool {
         self.inner.has_shares()
     }

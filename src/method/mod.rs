@@ -135,6 +135,11 @@ pub trait Method: Send + Sync {
         0
     }
 
+    /// Bytes of parcels that are kept of a unit at hand, at most. More of them are none: [`Parcels::is_whole`].
+    fn held_bytes(&self, _unit: &UnitView) -> u64 {
+        0
+    }
+
     /// Whether merged values are the base plus lambda_i times a share of each expert that depends on no lambda.
     fn has_shares(&self) -> bool {
         false
@@ -174,8 +179,8 @@ pub trait Method: Send + Sync {
     /// If the parameters make no sense for it.
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError>;
 
-    /// Starts the merge of a unit whose elements are all in memory, where passes are cheap and room
-    /// for records is not there. Its stages sample nothing and hand out nothing.
+    /// Starts the merge of a unit whose elements are all in memory. What its stages hand out stays there with them, up to
+    /// [`Method::held_bytes`].
     ///
     /// # Errors
     /// Those of [`Method::start`].

@@ -77,6 +77,10 @@ impl Method for Several {
         self.inner.iter().map(|method| method.state_bytes(unit)).sum()
     }
 
+    fn held_bytes(&self, unit: &UnitView) -> u64 {
+        self.inner.iter().map(|method| method.held_bytes(unit)).sum()
+    }
+
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
         let mut first = None;
         let started = self.inner.iter().map(|method| {

@@ -31,7 +31,8 @@ pub struct Budget {
     pub input_bytes: u64,
     /// Output buffers of the tiles in flight.
     pub output_bytes: u64,
-    /// Statistics: a state for each worker, the one they are gathered in, and one being saved.
+    /// Statistics: a state for each worker, the one they are gathered in, and one being saved; and what each worker keeps of a
+    /// unit that it merges whole.
     pub fold_bytes: u64,
     /// What is seen of the tensors on the way, and told of them afterwards.
     #[serde(skip_serializing_if = "is_zero")]
@@ -81,6 +82,8 @@ pub(crate) struct Demand {
     pub seen_bytes: (u64, u64),
     /// Bits that one worker keeps of each element of a unit in one tile.
     pub bits_at_hand: u64,
+    /// Units that may fit in one tile: their elements, and the bytes that are kept of them meanwhile.
+    pub held: Vec<(u64, u64)>,
     /// Headers and plan.
     pub catalog_bytes: u64,
     /// The largest unit that gains from fitting in one tile (its statistics then cost no
@@ -188,6 +191,8 @@ fn compute(
         (held, Mode::Pread) => held + chunk + grain.footprint(files, chunk / files),
         (held, Mode::Direct) => held + chunk + files * (16 << 10),
     };
+    let whole = demand.held.iter().filter(|&&(elements, _)| elements <= u64::from(tile));
+    let held = whole.map(|&(_, bytes)| bytes).max().unwrap_or(0);
     let write_behind = (8 * u64::from(tile) * demand.output_bytes).clamp(1 << 20, most);
     Budget {
         limit,
@@ -202,7 +207,7 @@ fn compute(
         output_bytes: u64::from(tile) * demand.output_bytes * buffers as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2)
-            + (u64::from(tile) * demand.bits_at_hand).div_ceil(8) * workers as u64,
+            + ((u64::from(tile) * demand.bits_at_hand).div_ceil(8) + held) * workers as u64,
         seen_bytes: demand.seen_bytes.0 * (workers as u64 + 2) + demand.seen_bytes.1,
         adapter_bytes,
         solve_bytes,
@@ -248,6 +253,7 @@ mod tests {
             state_bytes: experts << 20,
             seen_bytes: (0, 0),
             bits_at_hand: 0,
+            held: Vec::new(),
             catalog_bytes: 1 << 20,
             whole: None,
             grain: 1,
@@ -281,6 +287,28 @@ mod tests {
         let bits = Demand { bits_at_hand: 4, ..whole.clone() };
         let [whole, bits] = [whole, bits].map(|d| budget(4 << 30, "", &d).unwrap().total());
         assert_eq!(bits - whole, 2 * 4_000_000);
+    }
+
+    #[test]
+    fn what_is_kept_of_whole_units_is_planned_for_where_they_fit_in_a_tile() {
+        let held = vec![(1000, 10), (1 << 19, 1 << 20), (11_000_000, 20 << 20)];
+        let plain = demand(3);
+        let with = Demand { held: held.clone(), ..demand(3) };
+        let fold = |demand: &Demand, tile| {
+            let demand = Demand { tile: Some(tile), ..demand.clone() };
+            budget(4 << 30, "", &demand).unwrap().fold_bytes
+        };
+        for (tile, bytes) in [(900, 0), (1000, 10), (1 << 20, 1 << 20), (12_000_000, 20 << 20)] {
+            assert_eq!(fold(&with, tile), fold(&plain, tile) + 2 * bytes, "{tile}");
+        }
+        // Where it does not fit, the unit gets no tile of its size.
+        let whole = Demand { whole: Some(11_000_000), ..plain };
+        let fits = |limit: &u64| {
+            budget(*limit, "", &whole).is_ok_and(|plan| plan.tile_elements == 11_000_000)
+        };
+        let least = (1..4000).map(|mib| mib << 20).find(fits).unwrap();
+        let whole = Demand { held, ..whole };
+        assert!(budget(least, "", &whole).unwrap().tile_elements < 11_000_000);
     }
 
     #[test]

@@ -17,6 +17,15 @@ pub(super) fn demand(
         |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
     let single = units.iter().filter(|u| u.segments.len() == 1 && !solved(u));
     let state = units.iter().map(|unit| method.state_bytes(&unit.view)).max().unwrap_or(0);
+    // Which units fit in a tile, and so are merged whole, the budget decides.
+    let mut held: Vec<(u64, u64)> = units
+        .iter()
+        .filter(|unit| unit.segments.len() == 1)
+        .map(|unit| (unit.view.elements, method.held_bytes(&unit.view)))
+        .filter(|&(_, bytes)| bytes > 0)
+        .collect();
+    held.sort_unstable();
+    held.dedup();
     let grain = segments.iter().map(Segment::cut).max().unwrap_or(1);
     // What the largest block has above the usual one. Blocks of whole grains may be smaller, too.
     let block = segments.iter().map(|s| block_len(s.grain)).max().unwrap_or(0);
@@ -58,6 +67,7 @@ pub(super) fn demand(
         solve: solve::Need::new(segments, units, method),
         input_bytes,
         output_bytes: widest(|s| u64::from(s.out_size)) + packed,
+        held,
         state_bytes: state + block * 4 * (inputs.labels.len() as u64 + 2) + frames,
         seen_bytes: seen.unwrap_or_default(),
         // Names and places are there twice while the plan is made, and once more in the manifest when a merge ends: 79 MB of

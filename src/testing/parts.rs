@@ -25,10 +25,22 @@ pub(crate) fn merge(
     rows: &[Vec<f32>],
     run: &Run,
 ) -> Result<(Vec<f32>, Outcome), MethodError> {
+    merge_within(method, unit, base, rows, run, u64::MAX)
+}
+
+/// The same with room for so many bytes of parcels.
+pub(crate) fn merge_within(
+    method: &dyn Method,
+    unit: &Arc<UnitView>,
+    base: &[f32],
+    rows: &[Vec<f32>],
+    run: &Run,
+    room: u64,
+) -> Result<(Vec<f32>, Outcome), MethodError> {
     let mut out = vec![f32::NAN; unit.elements as usize];
     let mut stage = if run.at_hand { method.start_at_hand(unit) } else { method.start(unit) }?;
     loop {
-        let held = Held::default();
+        let held = Held::within(room);
         let mut states: Vec<_> = (0..run.workers).map(|_| stage.empty()).collect();
         for (turn, (tensor, range)) in blocks(method, unit, &*stage, run).into_iter().enumerate() {
             let rows: Vec<&[f32]> = rows.iter().map(|row| &row[range.clone()]).collect();
@@ -103,6 +115,58 @@ pub(crate) fn uniform(seed: u64) -> impl FnMut() -> f64 {
         x ^= x >> 7;
         x ^= x << 17;
         (x >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Task vectors that are hard to select from by a sample of them, none of which is the same for all experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hard {
+    /// Nothing but zeros.
+    Zeros,
+    /// Nothing but one magnitude, of both signs.
+    OneMagnitude,
+    /// Two magnitudes and zeros, so that any threshold lies amid equal ones.
+    TwoMagnitudes,
+    /// One element that is not zero, which the sample does not take.
+    OneElement,
+    /// Ever larger, so that no two parts are alike.
+    Rising,
+    /// What the sample takes is far larger than the rest.
+    Deceptive,
+}
+
+impl Hard {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Zeros,
+        Self::OneMagnitude,
+        Self::TwoMagnitudes,
+        Self::OneElement,
+        Self::Rising,
+        Self::Deceptive,
+    ];
+
+    /// Rows of so many elements, of which `sampling` takes a sample.
+    pub(crate) fn rows(self, experts: usize, elements: usize, sampling: Sampling) -> Vec<Vec<f32>> {
+        let mut sampled = vec![false; elements];
+        for run in sampling.runs(0..elements as u64, elements as u64) {
+            sampled[run.start as usize..run.end as usize].fill(true);
+        }
+        let hidden = sampled.iter().position(|sampled| !sampled).unwrap_or(0);
+        let value = |i: usize, e: usize| {
+            let mixed = (e ^ (i * 77)).wrapping_mul(0x9e37_79b9) >> 9;
+            let sign = if mixed & 1 == 0 { 1.0 } else { -1.0 };
+            let size = match self {
+                Self::OneMagnitude => 0.25,
+                Self::TwoMagnitudes => [0.0, 0.25, 0.5][mixed / 2 % 3],
+                Self::OneElement if e == hidden => 0.5,
+                Self::Zeros | Self::OneElement => 0.0,
+                Self::Rising => (e + 1) as f32 / 1_048_576.0,
+                Self::Deceptive if sampled[e] => 1.0 + (mixed % 64) as f32 / 64.0,
+                Self::Deceptive => (1 + mixed % 1024) as f32 / 8192.0,
+            };
+            sign * size
+        };
+        (0..experts).map(|i| (0..elements).map(|e| value(i, e)).collect()).collect()
     }
 }
 

@@ -6,6 +6,7 @@
 mod support;
 mod survey;
 
+mod at_hand;
 mod bases;
 mod cli;
 mod coefficients;

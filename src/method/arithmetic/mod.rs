@@ -100,7 +100,7 @@ struct Family {
     /// Whether signs are elected.
     elects: bool,
     thinning: Thinning,
-    /// How ranks are found in units that are streamed.
+    /// How ranks are found.
     strategy: Strategy,
     tuning: Tuning,
 }
@@ -270,7 +270,19 @@ impl Method for Family {
     }
 
     fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        self.start_with(unit, Strategy::Radix, true)
+        // Passes over a small unit in memory are cheaper than records of all its elements.
+        let small = scan::samples(self.tuning, unit.elements) == 0;
+        self.start_with(unit, if small { Strategy::Radix } else { self.strategy }, true)
+    }
+
+    fn held_bytes(&self, unit: &UnitView) -> u64 {
+        let edges = edges(&self.kept(unit).unwrap_or_default(), unit.elements);
+        match self.strategy {
+            Strategy::Fused if scan::samples(self.tuning, unit.elements) > 0 => {
+                scan::held_bytes(unit.elements, unit.experts as u64 * edges)
+            }
+            Strategy::Fused | Strategy::Radix => 0,
+        }
     }
 }
 

@@ -72,6 +72,12 @@ pub(super) fn state_bytes(experts: u64, edges: u64) -> u64 {
     Sketch::state_bytes(experts, edges).max(pile).max(searches) + 2 * 4 * block
 }
 
+/// Bytes of records of a unit at hand, with so many edges in all: some 8 % of the elements may lie in each bracket, most of
+/// which hold 1 or 2 %.
+pub(super) fn held_bytes(elements: u64, edges: u64) -> u64 {
+    elements / 2 * edges
+}
+
 /// Starts the search for the ranks that each expert keeps, `None` if that is all of them. Ranks count from the
 /// largest magnitude.
 pub(super) fn start(
@@ -393,7 +399,11 @@ impl Stage for Scan {
     }
 
     fn conclude(self, state: ScanState, parcels: &dyn Parcels) -> Result<Next, MethodError> {
-        let edges = self.settle(&state.counted, parcels)?;
+        let edges = if parcels.is_whole() {
+            self.settle(&state.counted, parcels)?
+        } else {
+            vec![None; self.spans.len()]
+        };
         let missed = edges.iter().filter(|edge| edge.is_none()).count() as u64;
         if missed == 0 {
             return Ok(self.search.found(edges.into_iter().flatten().collect()));

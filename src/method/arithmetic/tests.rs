@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use super::scan::Tuning;
 use super::{Family, Thinning};
 use crate::kernel::Kernels;
+use crate::method::sampling::sampling;
 use crate::method::{
     BLOCK, Block, Held, Method, MethodError, Outcome, Strategy, TensorView, UnitView, Values,
     run_in_memory,
 };
-use crate::testing::parts::{self, Run, bits, tied};
+use crate::testing::parts::{self, Hard, Run, bits, tied};
 
 /// A method of the family on the kernels of this machine.
 pub(super) fn family(elects: bool, thinning: Thinning) -> Family {
@@ -142,8 +143,9 @@ fn brackets_hold_on_ordinary_data_and_misses_change_no_bit() {
     let rows = [smooth(elements, 1), tied(1, elements, 2).remove(0), smooth(elements, 3)];
     let densities = [0.2, 0.3, 0.05];
     let unit = unit(&[elements as u64], values(&densities, false));
-    let run = Run { cuts: vec![BLOCK], workers: 2, at_hand: false };
-    for thinning in [Thinning::Largest, Thinning::Middle] {
+    let cases = [Thinning::Largest, Thinning::Middle].into_iter();
+    for (thinning, at_hand) in cases.flat_map(|thinning| [(thinning, false), (thinning, true)]) {
+        let run = Run { cuts: vec![BLOCK], workers: 2, at_hand };
         let merge = |strategy, width| -> (Vec<f32>, Outcome) {
             let tuning = Tuning { collect: 0, width };
             let method = Family { strategy, tuning, ..family(true, thinning) };
@@ -161,6 +163,77 @@ fn brackets_hold_on_ordinary_data_and_misses_change_no_bit() {
         assert!(bits(&got) == bits(&expected));
         assert!(outcome.missed > 0, "{thinning:?}");
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn samples_of_a_unit_at_hand_change_no_bit_however_bad_they_are(
+        hard in prop::sample::select(Hard::ALL.to_vec()),
+        elements in prop_oneof![1usize..9, Just(120_001usize)],
+        experts in 1usize..4,
+        density in prop_oneof![Just(0.5), 0.01..0.99f64],
+        middle in any::<bool>(),
+        elects in any::<bool>(),
+        rescale in any::<bool>(),
+        room in prop::sample::select(vec![u64::MAX, 2000]),
+    ) {
+        let rows = hard.rows(experts, elements, sampling(elements as u64));
+        let unit = unit(&[elements as u64], values(&vec![density; experts], rescale));
+        let run = Run { cuts: vec![BLOCK], workers: 1, at_hand: true };
+        let thinning = if middle { Thinning::Middle } else { Thinning::Largest };
+        let base = vec![1.0; elements];
+        let merge = |strategy| {
+            let tuning = Tuning { collect: 4, width: 1.0 };
+            let method = Family { strategy, tuning, ..family(elects, thinning) };
+            parts::merge_within(&method, &unit, &base, &rows, &run, room).unwrap()
+        };
+        let (expected, plain) = merge(Strategy::Radix);
+        let (got, outcome) = merge(Strategy::Fused);
+        prop_assert_eq!(bits(&got), bits(&expected));
+        prop_assert_eq!(plain.missed, 0);
+        prop_assert!(outcome.missed == 0 || elements > 9);
+    }
+}
+
+#[test]
+fn a_sample_that_deceives_is_found_out_at_hand() {
+    let elements = 900_001;
+    let rows = Hard::Deceptive.rows(2, elements, sampling(elements as u64));
+    let unit = unit(&[elements as u64], values(&[0.5, 0.3], false));
+    let run = Run { cuts: vec![BLOCK], workers: 1, at_hand: true };
+    let merge = |strategy| {
+        let tuning = Tuning { collect: 0, width: 1.0 };
+        let method = Family { strategy, tuning, ..family(true, Thinning::Largest) };
+        parts::merge(&method, &unit, &vec![1.0; elements], &rows, &run).unwrap()
+    };
+    let (expected, _) = merge(Strategy::Radix);
+    let (got, outcome) = merge(Strategy::Fused);
+    assert!(bits(&got) == bits(&expected));
+    // Nothing outside the sample is as large as the least of it.
+    assert_eq!(outcome.missed, 2);
+}
+
+#[test]
+fn records_without_room_are_a_miss_that_changes_no_bit() {
+    let elements = 2_000_000;
+    let mut uniform = parts::uniform(1);
+    let rows = [(0..elements).map(|_| ((uniform() - 0.5).powi(3) * 0.01) as f32).collect()];
+    let unit = unit(&[elements as u64], values(&[0.2], false));
+    let run = Run { cuts: vec![BLOCK], workers: 1, at_hand: true };
+    let method = family(true, Thinning::Largest);
+    let merge = |room| {
+        parts::merge_within(&method, &unit, &vec![1.0; elements], &rows, &run, room).unwrap()
+    };
+    let (expected, outcome) = merge(method.held_bytes(&unit));
+    assert_eq!(outcome.missed, 0);
+    let (got, outcome) = merge(1000);
+    assert_eq!(outcome.missed, 1);
+    assert!(bits(&got) == bits(&expected));
+    // Small units are not sampled, and so keep nothing.
+    let small = UnitView::array("small", 1000, values(&[0.2], false));
+    assert_eq!(method.held_bytes(&small), 0);
 }
 
 #[test]

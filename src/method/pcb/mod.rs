@@ -179,6 +179,25 @@ impl Pcb {
         }
     }
 
+    fn start_with(
+        &self,
+        unit: &Arc<UnitView>,
+        fused: bool,
+    ) -> Result<Box<dyn AnyStage>, MethodError> {
+        let setup = Arc::new(self.setup(unit));
+        let rank = setup.threshold_rank(unit.elements)?;
+        Ok(match setup.variant {
+            _ if fused => fused::start(setup, unit.elements, rank),
+            Variant::Paper => Box::new(paper::Products::new(setup, unit.elements, rank)),
+            _ => Box::new(magnitudes::Magnitudes::new(setup, unit.elements, rank)),
+        })
+    }
+
+    /// Whether a unit at hand is scanned so, too: passes over a small one are cheaper than records of all its elements.
+    fn is_fused_at_hand(&self, unit: &UnitView) -> bool {
+        self.is_fused(unit) && unit.elements > self.tuning.collect
+    }
+
     /// Whether the scan of `fused` can be had: where exp(n) is small enough not to be shifted.
     fn is_fused(&self, unit: &UnitView) -> bool {
         self.strategy == Strategy::Fused
@@ -249,22 +268,20 @@ impl Method for Pcb {
         true
     }
 
-    fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        if !self.is_fused(unit) {
-            return self.start_at_hand(unit);
+    fn held_bytes(&self, unit: &UnitView) -> u64 {
+        if self.is_fused_at_hand(unit) {
+            fused::held_bytes(unit.elements, unit.experts as u64)
+        } else {
+            0
         }
-        let setup = Arc::new(self.setup(unit));
-        let rank = setup.threshold_rank(unit.elements)?;
-        Ok(fused::start(setup, unit.elements, rank))
+    }
+
+    fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        self.start_with(unit, self.is_fused(unit))
     }
 
     fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        let setup = Arc::new(self.setup(unit));
-        let rank = setup.threshold_rank(unit.elements)?;
-        Ok(match setup.variant {
-            Variant::Paper => Box::new(paper::Products::new(setup, unit.elements, rank)),
-            _ => Box::new(magnitudes::Magnitudes::new(setup, unit.elements, rank)),
-        })
+        self.start_with(unit, self.is_fused_at_hand(unit))
     }
 
     fn has_findings(&self) -> bool {

@@ -77,6 +77,11 @@ pub(super) fn state_bytes(experts: u64, inter: Inter) -> u64 {
     scan::Scan::state_bytes(experts, inter).max(sketches + rows).max(experts << 20)
 }
 
+/// Bytes of records of a unit at hand: some 5 % of the elements may be undecided for each expert.
+pub(super) fn held_bytes(elements: u64, experts: u64) -> u64 {
+    elements / 2 * experts
+}
+
 /// What is known so far, and how it goes on.
 struct Course {
     setup: Arc<Setup>,
@@ -133,6 +138,12 @@ impl Course {
 
     fn width(&self) -> f64 {
         self.setup.tuning.width * WIDER.powi(self.round as i32)
+    }
+
+    /// What follows a scan whose records had no room: wider brackets would have more of them.
+    fn give_up(mut self) -> Next {
+        self.round = ROUNDS;
+        self.go_on()
     }
 
     /// What follows a scan.

@@ -251,6 +251,9 @@ impl Stage for Scan {
     }
 
     fn conclude(mut self, state: State, parcels: &dyn Parcels) -> Result<Next, MethodError> {
+        if !parcels.is_whole() {
+            return Ok(self.course.give_up());
+        }
         settle(&mut self, &state.counted, state.gathered.count, parcels)?;
         Ok(self.course.go_on())
     }

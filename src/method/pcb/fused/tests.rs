@@ -9,6 +9,7 @@ use crate::method::pcb::{Pcb, Variant};
 use crate::method::{
     BLOCK, Block, Held, Method, MethodError, Next, Outcome, Strategy, run_in_memory,
 };
+use crate::testing::parts::{Hard, Run, merge_within};
 
 const ALL: [Variant; 4] = [Variant::A, Variant::B, Variant::C, Variant::D];
 const NEVER_COLLECT: Tuning = Tuning { collect: 0, width: 1.0 };
@@ -111,6 +112,33 @@ fn degenerate_experts_change_no_bit() {
                 smooth(2, d, 10).into_iter().map(|row| row.iter().map(|t| t * 1e-19).collect());
             compare(variant, &tiny.collect::<Vec<_>>(), tuning);
         }
+    }
+}
+
+#[test]
+fn units_at_hand_give_the_same_bits_however_bad_the_sample_and_with_no_room_for_records() {
+    let d = 120_001;
+    for variant in ALL {
+        for hard in Hard::ALL {
+            let rows = hard.rows(2, d, super::sampling(d as u64));
+            let merge = |case: Case, room| {
+                let run = Run { cuts: vec![BLOCK], workers: 1, at_hand: true };
+                let (unit, base) = (case.unit(d), vec![0.125; d]);
+                merge_within(&case.method, &unit, &base, &rows, &run, room).unwrap()
+            };
+            let fused = pcb(variant, 2, NEVER_COLLECT);
+            let (expected, plain) = merge(radix(&fused), 0);
+            for room in [u64::MAX, fused.method.held_bytes(&fused.unit(d)), 100] {
+                let (got, outcome) = merge(fused.clone(), room);
+                assert_eq!(Outcome { missed: 0, ..outcome.clone() }, plain, "{variant:?} {hard:?}");
+                assert!(bits(&got) == bits(&expected), "{variant:?} {hard:?}");
+                let doubtful = matches!(hard, Hard::Deceptive) || room == 100;
+                assert!(outcome.missed > 0 || !doubtful || hard == Hard::Zeros, "{hard:?} {room}");
+            }
+        }
+        // Small ones keep no records.
+        let (fused, small) = (pcb(variant, 2, Tuning::default()), d);
+        assert_eq!(fused.method.held_bytes(&fused.unit(small)), 0);
     }
 }
 
