@@ -296,6 +296,13 @@ kernels! {
     /// `out` = the values where `marks` is not zero; zero for the others.
     fn keep_marked(marks: &[f32], values: &[f32], out: &mut [f32]) = thin::keep_marked;
 
+    /// `out` = the values whose bits are set; bit `first` is that of the first value. Zero for the others.
+    fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f32]) = thin::keep_bits;
+
+    /// Appends the values whose flags are not zero to `packed`.
+    fn pack_flagged(flags: &[u32], values: &[f32], packed: &mut Vec<f32>)
+        = [lanes] thin::pack_flagged;
+
     /// How many magnitudes have these bits.
     fn count_magnitude(values: &[f32], key: u32) -> u64 = thin::count_magnitude;
 

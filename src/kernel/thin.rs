@@ -1,5 +1,8 @@
 //! Leaving out elements of a row by their magnitudes.
 
+use super::dispatch::Lanes;
+use super::pack::{GROUP, mask, pack};
+
 /// `out` = the values whose magnitudes, as bits, lie in `least..=most`; zero for the others.
 #[inline(always)]
 pub(super) fn keep_between(values: &[f32], (least, most): (u32, u32), out: &mut [f32]) {
@@ -17,6 +20,54 @@ pub(super) fn keep_marked(marks: &[f32], values: &[f32], out: &mut [f32]) {
     for ((out, &value), &mark) in out.iter_mut().zip(values).zip(marks) {
         *out = if mark == 0.0 { 0.0 } else { value };
     }
+}
+
+/// `out` = the values whose bits are set; bit `first` is that of the first value. Zero for the others.
+#[inline(always)]
+pub(super) fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f32]) {
+    let (shift, words) = (first % GROUP, &bits[first / GROUP..]);
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    let (outs, out_rest) = out[..values.len()].as_chunks_mut::<GROUP>();
+    for (k, (out, values)) in outs.iter_mut().zip(groups).enumerate() {
+        let wanted = bits_from(words, k, shift);
+        for (lane, (out, &value)) in (0u32..).zip(out.iter_mut().zip(values)) {
+            *out = if wanted >> lane & 1 == 1 { value } else { 0.0 };
+        }
+    }
+    let wanted = if rest.is_empty() { 0 } else { bits_from(words, groups.len(), shift) };
+    for (lane, (out, &value)) in out_rest.iter_mut().zip(rest).enumerate() {
+        *out = if wanted >> lane & 1 == 1 { value } else { 0.0 };
+    }
+}
+
+/// The bits of group `k`, which begin so many bits behind the beginning of a word.
+#[inline(always)]
+fn bits_from(words: &[u16], k: usize, shift: usize) -> u32 {
+    let next = words.get(k + 1).map_or(0, |&word| u32::from(word));
+    (next << 16 | u32::from(words[k])) >> shift
+}
+
+/// Appends the values whose flags are not zero to `packed`.
+#[inline(always)]
+pub(super) fn pack_flagged(lanes: Lanes, flags: &[u32], values: &[f32], packed: &mut Vec<f32>) {
+    let before = packed.len();
+    // Groups are stored whole.
+    packed.resize(before + values.len() + GROUP, 0.0);
+    let mut count = before;
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    let (flag_groups, flag_rest) = flags.as_chunks::<GROUP>();
+    for (group, flags) in groups.iter().zip(flag_groups) {
+        let wanted = mask(lanes, flags);
+        if let Some(to) = packed[count..].first_chunk_mut() {
+            pack(lanes, wanted, group, to);
+        }
+        count += wanted.count_ones() as usize;
+    }
+    for (&value, &flag) in rest.iter().zip(flag_rest) {
+        packed[count] = value;
+        count += usize::from(flag != 0);
+    }
+    packed.truncate(count);
 }
 
 /// How many magnitudes have these bits.
@@ -40,6 +91,7 @@ pub(super) fn multiply_by(factor: f32, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use crate::kernel::Kernels;
+    use crate::testing::parts::bits;
 
     #[test]
     fn all_paths_give_the_bits_of_a_plain_loop() {
@@ -58,8 +110,25 @@ mod tests {
                 let (marks, mut marked) =
                     (row.iter().rev().copied().collect::<Vec<_>>(), vec![9.0; len]);
                 kernels.keep_marked(&marks, &row, &mut marked);
-                for ((x, mark), marked) in row.iter().zip(marks).zip(marked) {
-                    assert_eq!(marked.to_bits(), if mark == 0.0 { 0 } else { x.to_bits() });
+                for ((x, mark), marked) in row.iter().zip(&marks).zip(&marked) {
+                    assert_eq!(marked.to_bits(), if *mark == 0.0 { 0 } else { x.to_bits() });
+                }
+                let flags: Vec<u32> =
+                    marks.iter().map(|mark| u32::from(*mark != 0.0) * 6).collect();
+                let mut packed = vec![7.0];
+                kernels.pack_flagged(&flags, &row, &mut packed);
+                let wanted = row.iter().zip(&marks).filter(|(_, mark)| **mark != 0.0);
+                let wanted: Vec<f32> = [7.0].into_iter().chain(wanted.map(|(x, _)| *x)).collect();
+                assert_eq!(bits(&packed), bits(&wanted));
+                for first in [0, 1, 15, 16, 37] {
+                    let mut words = vec![0u16; (first + len).div_ceil(16)];
+                    for (k, _) in marks.iter().enumerate().filter(|(_, mark)| **mark != 0.0) {
+                        words[(first + k) / 16] |= 1 << ((first + k) % 16);
+                    }
+                    let mut kept = vec![9.0; len];
+                    kernels.keep_bits(&words, first, &row, &mut kept);
+                    kernels.keep_marked(&marks, &row, &mut marked);
+                    assert_eq!(bits(&kept), bits(&marked));
                 }
                 let equal = row.iter().filter(|x| x.abs() == 0.5).count();
                 assert_eq!(kernels.count_magnitude(&row, 0.5f32.to_bits()), equal as u64);

@@ -6,6 +6,7 @@ use super::{Block, Kept, MethodError, Next, Outcome, Stage};
 /// values, with room for rows of scratch.
 pub(super) struct Map<F> {
     elements: u64,
+    missed: u64,
     work: F,
     count: Option<Count>,
 }
@@ -16,7 +17,12 @@ type Count = Box<dyn Fn(&Block<'_>, &mut Scratch, &mut [Kept]) + Send + Sync>;
 impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Map<F> {
     /// A map over a unit of so many elements.
     pub(super) fn new(elements: u64, work: F) -> Self {
-        Self { elements, work, count: None }
+        Self { elements, missed: 0, work, count: None }
+    }
+
+    /// The same, after so many brackets were missed.
+    pub(super) fn after(self, missed: u64) -> Self {
+        Self { missed, ..self }
     }
 
     /// The same, if experts have no part in some elements: with what counts the others.
@@ -100,6 +106,7 @@ impl<F: Fn(&Block<'_>, &mut Scratch, &mut [f32]) + Send + Sync + 'static> Stage 
     }
 
     fn finish(self, _state: Scratch) -> Result<Next, MethodError> {
-        Ok(Next::Done(Outcome { elements: self.elements, ..Outcome::default() }))
+        let Self { elements, missed, .. } = self;
+        Ok(Next::Done(Outcome { elements, missed, ..Outcome::default() }))
     }
 }

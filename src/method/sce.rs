@@ -6,8 +6,9 @@
 //! sizes      (1 pass)     mean squares of what is selected: the weights
 //! map        (1 pass)     the weighted mean of those that have the sign of the sum
 //! ```
-//! This is mergekit 0.1.5's form.
+//! In a unit at hand, all before the map is a sample and one pass: see `scan`. This is mergekit 0.1.5's form.
 
+mod scan;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,9 @@ use std::sync::Arc;
 use super::band::{Band, Edge};
 use super::pass::{Map, count_taken};
 use super::registry::{BaseUse, Entry, Kind, Parameter, Per, Preset, Scope};
-use super::{AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, Stage, UnitView, Values};
+use super::{
+    AnyStage, BLOCK, Block, Method, MethodError, Next, Operand, Stage, Strategy, UnitView, Values,
+};
 use crate::kernel::{Kernels, keys};
 use crate::stats::{
     DotSum, Place, Places, Reader, RowCounts, RowSelection, SMALL, Selected, Selector, Writer,
@@ -42,11 +45,18 @@ pub(crate) static ENTRY: Entry = Entry {
         Preset::Number(1.0),
         "fraction of the positions that differ at all which is merged",
     )],
-    build: |setup| Box::new(Sce { kernels: setup.kernels }),
+    build: |setup| Box::new(Sce::new(setup.kernels, setup.strategy)),
 };
+
+/// Units at hand of up to so many elements are not sampled.
+const SMALLEST: u64 = 1 << 20;
 
 struct Sce {
     kernels: &'static Kernels,
+    /// How positions are ranked in units at hand; others are streamed by selection.
+    strategy: Strategy,
+    /// [`SMALLEST`], but for tests.
+    smallest: u64,
 }
 
 impl Sce {
@@ -54,6 +64,22 @@ impl Sce {
     fn share(unit: &UnitView) -> Result<Option<f64>, MethodError> {
         let share = unit.uniform("select_topk", |values: &Values| values.number("select_topk"))?;
         Ok(share.filter(|&share| share < 1.0))
+    }
+
+    fn new(kernels: &'static Kernels, strategy: Strategy) -> Self {
+        Self { kernels, strategy, smallest: SMALLEST }
+    }
+
+    fn course(&self, unit: &Arc<UnitView>) -> Arc<Course> {
+        Arc::new(Course { kernels: self.kernels, unit: unit.clone(), missed: 0 })
+    }
+
+    /// The share that is selected, if a unit at hand is scanned for it.
+    fn scanned(&self, unit: &UnitView) -> Option<f64> {
+        // Places are 32 bits wide there.
+        let sizes = self.smallest + 1..=u64::from(u32::MAX);
+        let fits = self.strategy == Strategy::Fused && sizes.contains(&unit.elements);
+        Self::share(unit).ok().flatten().filter(|&share| share > 0.0 && fits)
     }
 }
 
@@ -79,27 +105,53 @@ impl Method for Sce {
     fn state_bytes(&self, unit: &UnitView) -> u64 {
         let counts =
             Selector::state_bytes(unit.elements, 1).max(Places::state_bytes(unit.elements));
-        counts + (unit.experts as u64 + 4) * BLOCK as u64 * 4
+        let scan = self.scanned(unit).map_or(0, |_| scan::state_bytes(unit.experts));
+        counts.max(scan) + (unit.experts as u64 + 4) * BLOCK as u64 * 4
+    }
+
+    fn held_bytes(&self, unit: &UnitView) -> u64 {
+        self.scanned(unit).map_or(0, |_| scan::held_bytes(unit.elements, unit.experts))
+    }
+
+    fn start_at_hand(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
+        match self.scanned(unit) {
+            Some(share) => Ok(scan::start(self.course(unit), share)),
+            None => self.start(unit),
+        }
     }
 
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
-        let course = Arc::new(Course { kernels: self.kernels, unit: unit.clone() });
+        let course = self.course(unit);
         let nothing = Band { from: Edge::START, to: Edge::START };
         Ok(match Self::share(unit)? {
             None => Box::new(Sizes { course, selected: None }),
-            Some(share) if share > 0.0 => {
-                // The rank depends on how many positions differ: it is set after the first pass.
-                let selection = RowSelection::new(1, unit.elements, vec![0]);
-                Box::new(Variances { course, share, selection, selected: 0 })
-            }
+            Some(share) if share > 0.0 => Box::new(Variances::new(course, share)),
             Some(_) => Box::new(Sizes { course, selected: Some(nothing) }),
         })
     }
 }
 
+#[derive(Clone)]
 struct Course {
     kernels: &'static Kernels,
     unit: Arc<UnitView>,
+    /// Brackets that were missed before.
+    missed: u64,
+}
+
+/// Which positions are selected.
+#[derive(Clone)]
+enum Chosen {
+    /// By their variances.
+    Band(Band),
+    /// Those with a bit: words of [`scan::WORD`].
+    Marked(Arc<[u16]>),
+}
+
+/// How many positions are selected of those that differ.
+fn selected(different: u64, share: f64) -> u64 {
+    // A product of f32, as in mergekit: torch multiplies a tensor of one integer with a float.
+    (different as f32 * share as f32) as u64
 }
 
 impl Course {
@@ -107,20 +159,22 @@ impl Course {
     fn select<'a>(
         &self,
         block: &Block<'_>,
-        selected: Option<&Band>,
+        selected: Option<&Chosen>,
         space: &'a mut Vec<f32>,
     ) -> (Vec<&'a [f32]>, &'a mut [f32]) {
         let (kernels, n, len) = (self.kernels, block.rows.len(), block.len());
         space.resize((n + 3) * len, 0.0);
         let (rows, rest) = space.split_at_mut(n * len);
         let (variances, marks) = rest[..2 * len].split_at_mut(len);
-        if let Some(band) = selected {
+        let first = self.unit.place(block);
+        if let Some(Chosen::Band(band)) = selected {
             kernels.variances(block.rows, variances);
-            band.keep(kernels, self.unit.place(block), variances, marks);
+            band.keep(kernels, first, variances, marks);
         }
         for (row, out) in block.rows.iter().zip(rows.chunks_exact_mut(len.max(1))) {
             match selected {
-                Some(_) => kernels.keep_marked(marks, row, out),
+                Some(Chosen::Band(_)) => kernels.keep_marked(marks, row, out),
+                Some(Chosen::Marked(bits)) => kernels.keep_bits(bits, first as usize, row, out),
                 None => out.copy_from_slice(row),
             }
         }
@@ -143,6 +197,14 @@ struct Counted {
     different: u64,
     variances: Vec<f32>,
     keys: Vec<u32>,
+}
+
+impl Variances {
+    fn new(course: Arc<Course>, share: f64) -> Self {
+        // The rank depends on how many positions differ: it is set after the first pass.
+        let selection = RowSelection::new(1, course.unit.elements, vec![0]);
+        Self { course, share, selection, selected: 0 }
+    }
 }
 
 impl Stage for Variances {
@@ -191,8 +253,7 @@ impl Stage for Variances {
     fn finish(mut self, state: Counted) -> Result<Next, MethodError> {
         let elements = self.course.unit.elements;
         if self.selection.is_first() {
-            // A product of f32, as in mergekit: torch multiplies a tensor of one integer with a float.
-            self.selected = (state.different as f32 * self.share as f32) as u64;
+            self.selected = selected(state.different, self.share);
             let rank = elements.saturating_sub(1).saturating_sub(self.selected);
             self.selection.rerank(0, vec![rank]);
         }
@@ -306,7 +367,8 @@ impl Stage for Sizes {
 
     fn add(&self, state: &mut SizeState, block: &Block<'_>, _out: &mut [f32]) {
         let kernels = self.course.kernels;
-        let (rows, _) = self.course.select(block, self.selected.as_ref(), &mut state.space);
+        let selected = self.selected.map(Chosen::Band);
+        let (rows, _) = self.course.select(block, selected.as_ref(), &mut state.space);
         for (sum, row) in state.squares.iter_mut().zip(rows) {
             let largest = keys::magnitude(kernels.max_magnitude_bits(row));
             sum.add(kernels, (row, row), (largest, largest));
@@ -333,27 +395,31 @@ impl Stage for Sizes {
     }
 
     fn finish(self, state: SizeState) -> Result<Next, MethodError> {
-        let Self { course, selected } = self;
-        let elements = course.unit.elements;
-        let squares: Vec<f64> = state.squares.iter().map(DotSum::value).collect();
-        let weights = weights(&squares, elements);
-        let (again, same) = (Arc::clone(&course), selected);
-        let map = Map::new(elements, move |block, scratch, out| {
-            let kernels = course.kernels;
-            let (rows, rest) = course.select(block, selected.as_ref(), scratch.space());
-            let (votes, shares) = rest[..2 * out.len()].split_at_mut(out.len());
-            kernels.weighted_sum(&rows, &vec![1.0; rows.len()], votes);
-            kernels.agreeing_sum(&rows, &weights, votes, shares, out);
-            kernels.divide_at_least(shares, 1e-6, out);
-            kernels.add_base(block.base, 1.0, out);
-        });
-        Ok(Next::stage(map.counting(move |block, scratch, kept| {
-            let (rows, rest) = again.select(block, same.as_ref(), scratch.space());
-            let votes = &mut rest[..block.len()];
-            again.kernels.weighted_sum(&rows, &vec![1.0; rows.len()], votes);
-            count_taken(kept, rows, |_, k, x| if votes[k] >= 0.0 { x > 0.0 } else { x < 0.0 });
-        })))
+        Ok(merge(self.course, self.selected.map(Chosen::Band), &state.squares))
     }
+}
+
+/// The map, with weights by the squares of what is selected.
+fn merge(course: Arc<Course>, selected: Option<Chosen>, squares: &[DotSum]) -> Next {
+    let (elements, missed) = (course.unit.elements, course.missed);
+    let squares: Vec<f64> = squares.iter().map(DotSum::value).collect();
+    let weights = weights(&squares, elements);
+    let (again, same) = (Arc::clone(&course), selected.clone());
+    let map = Map::new(elements, move |block, scratch, out| {
+        let kernels = course.kernels;
+        let (rows, rest) = course.select(block, selected.as_ref(), scratch.space());
+        let (votes, shares) = rest[..2 * out.len()].split_at_mut(out.len());
+        kernels.weighted_sum(&rows, &vec![1.0; rows.len()], votes);
+        kernels.agreeing_sum(&rows, &weights, votes, shares, out);
+        kernels.divide_at_least(shares, 1e-6, out);
+        kernels.add_base(block.base, 1.0, out);
+    });
+    Next::stage(map.after(missed).counting(move |block, scratch, kept| {
+        let (rows, rest) = again.select(block, same.as_ref(), scratch.space());
+        let votes = &mut rest[..block.len()];
+        again.kernels.weighted_sum(&rows, &vec![1.0; rows.len()], votes);
+        count_taken(kept, rows, |_, k, x| if votes[k] >= 0.0 { x > 0.0 } else { x < 0.0 });
+    }))
 }
 
 /// Weights that are in proportion to mean squares; equal ones where these are tiny, as they are for most fine-tuned

@@ -4,13 +4,23 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::{Sce, weights};
+use super::{SMALLEST, Sce, weights};
 use crate::kernel::Kernels;
-use crate::method::{BLOCK, Method, UnitView, Values, run_in_memory};
-use crate::testing::parts::{self, Run, bits, tied};
+use crate::method::sampling::sampling;
+use crate::method::{BLOCK, Method, Outcome, Strategy, UnitView, Values, run_in_memory};
+use crate::testing::parts::{self, Hard, Run, bits, tied};
 
 fn sce() -> Sce {
-    Sce { kernels: Kernels::available().last().unwrap() }
+    Sce::new(Kernels::available().last().unwrap(), Strategy::Fused)
+}
+
+/// Runs it on a unit at hand, of which all are sampled, with so much room for records.
+fn at_hand(strategy: Strategy, topk: f64, taus: &[Vec<f32>], room: u64) -> (Vec<f32>, Outcome) {
+    let elements = taus[0].len();
+    let run = Run { cuts: vec![BLOCK], workers: 1, at_hand: true };
+    let method = Sce { strategy, smallest: 0, ..sce() };
+    let (unit, base) = (unit(taus.len(), elements, topk), vec![1.0; elements]);
+    parts::merge_within(&method, &unit, &base, taus, &run, room).unwrap()
 }
 
 fn unit(experts: usize, elements: usize, topk: f64) -> Arc<UnitView> {
@@ -67,6 +77,7 @@ proptest! {
         cuts in prop::collection::vec(1usize..=BLOCK, 1..6),
         workers in 1usize..4,
         at_hand in any::<bool>(),
+        smallest in prop::sample::select(vec![0, SMALLEST]),
         seed in any::<u64>(),
     ) {
         let cuts = if elements > 300 { vec![BLOCK, 4001] } else { cuts };
@@ -76,7 +87,8 @@ proptest! {
         let expected = if experts == 3 { None } else { Some(plain(&taus, topk)) };
         let (unit, base) = (unit(experts, elements, topk), vec![1.0; elements]);
         let run = Run { cuts, workers, at_hand };
-        let (got, _) = parts::merge(&sce(), &unit, &base, &taus, &run).unwrap();
+        let method = Sce { smallest, ..sce() };
+        let (got, _) = parts::merge(&method, &unit, &base, &taus, &run).unwrap();
         if let Some(expected) = expected {
             prop_assert_eq!(bits(&got), bits(&expected));
         }
@@ -84,6 +96,44 @@ proptest! {
         let (whole, _) = run_in_memory(&sce(), &unit, &base, &rows).unwrap();
         prop_assert_eq!(bits(&got), bits(&whole));
     }
+
+    #[test]
+    fn samples_of_a_unit_at_hand_change_no_bit_however_bad_they_are(
+        hard in prop::sample::select(Hard::ALL.to_vec()),
+        elements in prop_oneof![1usize..9, Just(120_001usize)],
+        experts in 1usize..4,
+        topk in prop_oneof![Just(0.5), 0.01..0.99f64, Just(0.999_999_999)],
+        room in prop::sample::select(vec![u64::MAX, 2000]),
+    ) {
+        let taus = hard.rows(experts, elements, sampling(elements as u64));
+        let (expected, plain) = at_hand(Strategy::Radix, topk, &taus, room);
+        let (got, outcome) = at_hand(Strategy::Fused, topk, &taus, room);
+        prop_assert_eq!(bits(&got), bits(&expected));
+        prop_assert_eq!(plain.missed, 0);
+        prop_assert!(outcome.missed <= 1);
+    }
+}
+
+#[test]
+fn brackets_hold_on_ordinary_data_and_misses_change_no_bit() {
+    let elements = 2_000_000;
+    let mut uniform = parts::uniform(3);
+    let mut row = || (0..elements).map(|_| ((uniform() - 0.5).powi(3) * 0.01) as f32).collect();
+    let taus: [Vec<f32>; 3] = [row(), row(), row()];
+    let (expected, _) = at_hand(Strategy::Radix, 0.1, &taus, 0);
+    let room = sce().held_bytes(&unit(3, elements, 0.1));
+    for (room, missed) in [(room, 0), (1000, 1)] {
+        let (got, outcome) = at_hand(Strategy::Fused, 0.1, &taus, room);
+        assert!(bits(&got) == bits(&expected));
+        assert_eq!(outcome.missed, missed);
+    }
+    // What the sample takes differs far more than the rest.
+    let taus = Hard::Deceptive.rows(2, elements, sampling(elements as u64));
+    let (expected, _) = at_hand(Strategy::Radix, 0.5, &taus, 0);
+    let (got, outcome) = at_hand(Strategy::Fused, 0.5, &taus, u64::MAX);
+    assert!(bits(&got) == bits(&expected));
+    assert_eq!(outcome.missed, 1);
+    assert_eq!(sce().held_bytes(&unit(3, 1000, 0.1)), 0);
 }
 
 #[test]
