@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Survey;
 use super::asked::Asked;
+use crate::job::parcels::{Bundle, Piece};
 use crate::job::pieces::piece;
 use crate::method::{AnyStage, Sampling, State};
 
@@ -16,11 +17,27 @@ pub(super) struct Line<'s> {
     /// Elements that it has seen.
     pub(super) seen: u64,
     pub(super) state: Option<State>,
+    /// Parcels of each merge that are to be durable before a record speaks of what this has seen.
+    pub(super) parcels: Vec<Bundle<'s>>,
+    /// Whether it will be under way when the next record is made.
+    pub(super) stays: bool,
+}
+
+impl<'s> Line<'s> {
+    pub(super) fn new(asked: &'s Asked, stage: Box<dyn AnyStage>) -> Self {
+        let (parcels, stays) = (Vec::new(), true);
+        Self { asked, stage, at: 0, seen: 0, state: None, parcels, stays }
+    }
+
+    /// The unit in its next stage.
+    pub(super) fn next(asked: &'s Asked, stage: Box<dyn AnyStage>, at: u32, stays: bool) -> Self {
+        Self { at, stays, ..Self::new(asked, stage) }
+    }
 }
 
 impl Line<'_> {
     /// The next piece of each merge, as parcels are named.
-    pub(super) fn shelf(&self, survey: &Survey) -> impl Iterator<Item = (u32, u32, u64)> + use<> {
+    pub(super) fn pieces(&self, survey: &Survey) -> impl Iterator<Item = Piece> + use<> {
         let (number, at, seen) = (self.asked.number, self.at, self.seen);
         let merges = survey.merges(self.asked);
         (0..merges).map(move |merge| (number, at * merges + merge, seen))

@@ -16,16 +16,9 @@ impl TileSink for Nothing {
 }
 
 /// Where the parcels of each unit go, of each merge.
-pub(super) struct Bundles<'a>(pub(super) Vec<Vec<Bundle<'a>>>);
+pub(super) struct Bundles<'a, 's>(pub(super) Vec<&'a [Bundle<'s>]>);
 
-impl Bundles<'_> {
-    /// Makes all parcels durable.
-    pub(super) fn seal(self) -> Result<(), SinkError> {
-        self.0.into_iter().flatten().try_for_each(Bundle::seal)
-    }
-}
-
-impl Keep for Bundles<'_> {
+impl Keep for Bundles<'_, '_> {
     fn keep(&self, parcel: &[u8]) -> Result<(), SinkError> {
         let mut kept = Ok(());
         // What is not a parcel of several stages is not kept, and will be missed.

@@ -6,7 +6,8 @@
 //! DIR/kept-U-S-E      parcels of a stage; S counts the stages of all merges of its scope, one after the other
 //! ```
 //! Units of finer scopes are looked at in passes over the unit that they lie in. What was found of a unit is durable before
-//! its files go. A unit that was under way is gone on with, and so are those within it.
+//! its files go. A unit that was under way is gone on with, and so are those within it that were when its last record was
+//! made: those that begin and end between two records leave nothing on the disk but what was found.
 
 mod asked;
 mod company;
@@ -21,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::findings::Findings;
 use super::journal;
+use super::parcels::Shelf;
 use super::{Job, Ties};
 use crate::error::{Error, IoContext};
 use crate::kernel;
@@ -137,7 +139,8 @@ impl Survey {
             return Ok(0);
         }
         std::fs::create_dir_all(dir).at("create", dir)?;
-        let mut pass = Pass::open(self, (files, known), dir, progress, cancel)?;
+        let shelf = Shelf::new(&*self.job.storage, dir);
+        let mut pass = Pass::open(self, (files, known), (dir, &shelf), progress, cancel)?;
         let bytes_total = realms.iter().map(|realm| self.bytes(realm)).sum();
         let bytes_done = self.bytes_done(&realms[0], &pass.cursor());
         progress.event(&Event::Started { bytes_total, bytes_done });

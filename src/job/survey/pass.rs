@@ -7,6 +7,7 @@
 //! Where there is no room for a part when the scan comes to it, it is looked at by itself later. So is one that does not
 //! find in one scan what it looks for.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -20,7 +21,7 @@ use crate::engine::{self, Context, EngineError, Sources, Work};
 use crate::error::Error;
 use crate::job::findings::Findings;
 use crate::job::journal::{Cursor, Journal, Record};
-use crate::job::parcels::Shelf;
+use crate::job::parcels::{Bundle, Shelf};
 use crate::job::run::open;
 use crate::job::snapshots::Snapshots;
 use crate::method::{Method, MethodError, Next, Strand, Together};
@@ -34,13 +35,15 @@ pub(super) struct Pass<'s> {
     sampler: engine::source::Source,
     /// Reads adapters, and rows that move.
     scattered: engine::source::Source,
-    shelf: Shelf<'s>,
+    shelf: &'s Shelf<'s>,
     snapshots: Snapshots<'s>,
     /// Speaks of the unit under way.
     journal: Journal,
     dir: &'s Path,
     files: &'s [PathBuf],
     known: Vec<Findings>,
+    /// Merges about which more is known than their files say, and units that are over since the last record.
+    news: (BTreeSet<usize>, Vec<u32>),
     progress: &'s dyn Progress,
     cancel: &'s AtomicBool,
     /// Bytes read so far.
@@ -55,7 +58,7 @@ impl<'s> Pass<'s> {
     pub(super) fn open(
         survey: &'s Survey,
         (files, known): (&'s [PathBuf], Vec<Findings>),
-        dir: &'s Path,
+        (dir, shelf): (&'s Path, &'s Shelf<'s>),
         progress: &'s dyn Progress,
         cancel: &'s AtomicBool,
     ) -> Result<Self, Error> {
@@ -65,12 +68,13 @@ impl<'s> Pass<'s> {
             tiles: open(job, job.plan.budget.grain)?,
             sampler: open(job, Grain::Sparse)?,
             scattered: open(job, Grain::Sparse)?,
-            shelf: Shelf::new(storage, dir),
+            shelf,
             snapshots: Snapshots::new(storage, dir),
             journal: Journal::open(storage, dir, &survey.name())?,
             dir,
             files,
             known,
+            news: Default::default(),
             progress,
             cancel,
             read: 0,
@@ -128,7 +132,7 @@ impl<'s> Pass<'s> {
             line
         } else {
             self.journal.take_back(0)?;
-            let Some(line) = self.begin(asked)? else { return Ok(()) };
+            let Some(line) = self.begin(asked) else { return self.publish() };
             line
         };
         let mut company = self.company(realm, &line)?;
@@ -143,16 +147,18 @@ impl<'s> Pass<'s> {
                 None => break,
             }
         }
-        self.tell(asked)?;
+        self.tell(asked);
+        self.publish()?;
         self.journal.take_back(0)
     }
 
     /// Begins with a unit; not if it cannot be merged, which is told when it is to be.
-    fn begin(&mut self, asked: &'s Asked) -> Result<Option<Line<'s>>, Error> {
-        match self.survey.member(asked).merges.start(&asked.view) {
-            Ok(stage) => Ok(Some(Line { asked, stage, at: 0, seen: 0, state: None })),
-            Err(_) => self.tell(asked).map(|()| None),
+    fn begin(&mut self, asked: &'s Asked) -> Option<Line<'s>> {
+        let stage = self.survey.member(asked).merges.start(&asked.view);
+        if stage.is_err() {
+            self.tell(asked);
         }
+        stage.ok().map(|stage| Line::new(asked, stage))
     }
 
     /// The units that were under way beside one, and those that may be.
@@ -187,7 +193,7 @@ impl<'s> Pass<'s> {
         let Ok(first) = self.survey.member(asked).merges.start(&asked.view) else {
             return Ok(None);
         };
-        let mut line = Line { asked, stage: first, at: 0, seen: 0, state: None };
+        let mut line = Line::new(asked, first);
         loop {
             let is_there = stage.map_or(!line.is_sampling(), |stage| line.at == stage);
             let elements = if is_there { seen } else { asked.view.elements };
@@ -223,35 +229,79 @@ impl<'s> Pass<'s> {
 
     /// A piece of a pass over a unit, with all that lie in it and find room, and the record about it.
     fn piece(&mut self, line: &mut Line<'s>, company: &mut Company<'s>) -> Result<(), Error> {
-        let mut range = line.piece(self.survey);
-        if !line.is_sampling() {
-            let (invited, end) = company.invite(&range);
-            range.end = end;
-            for asked in invited {
-                let Some(begun) = self.begin(asked)? else { continue };
-                company.lines.extend(self.alone(begun, true)?);
+        let end = line.piece(self.survey).end;
+        let done = self.until(end, line, company);
+        if matches!(done, Ok(()) | Err(Error::Interrupted { .. })) {
+            self.record(line, company)?;
+        }
+        done
+    }
+
+    /// Goes on with a pass, in parts that end where others must be over before more find room.
+    fn until(
+        &mut self,
+        end: u64,
+        line: &mut Line<'s>,
+        company: &mut Company<'s>,
+    ) -> Result<(), Error> {
+        let asked = line.asked;
+        while line.seen < end {
+            let mut range = line.seen..end;
+            if !line.is_sampling() {
+                let (invited, end_of_part) = company.invite(&range);
+                range.end = end_of_part;
+                for inner in invited {
+                    let Some(mut begun) = self.begin(inner) else { continue };
+                    begun.stays = inner.reach.end > end;
+                    company.lines.extend(self.alone(begun, true)?);
+                }
+            }
+            let to = range.end;
+            let meets = |other: &&mut Line<'_>| {
+                let [from, to] = [range.start, to].map(|at| other.asked.before(&asked.view, at));
+                from < to
+            };
+            let beside: Vec<_> = company.lines.iter_mut().filter(meets).collect();
+            let mut lines: Vec<&mut Line<'s>> = vec![line];
+            lines.extend(beside);
+            self.run(&mut lines, range)?;
+            self.part(company, line.seen)?;
+            if line.seen < to {
+                return Err(interrupted(self.dir));
             }
         }
-        let (asked, end) = (line.asked, range.end);
-        let meets = |other: &&mut Line<'_>| {
-            let [from, to] = [range.start, end].map(|at| other.asked.before(&asked.view, at));
-            from < to
+        Ok(())
+    }
+
+    /// Makes durable what was gathered and found, and records how far a unit has come.
+    fn record(&mut self, line: &mut Line<'s>, company: &mut Company<'s>) -> Result<(), Error> {
+        for line in std::iter::once(&mut *line).chain(&mut company.lines) {
+            std::mem::take(&mut line.parcels).into_iter().try_for_each(Bundle::seal)?;
+            self.save(line)?;
+        }
+        let cursor = Cursor {
+            units: line.asked.number,
+            stage: line.at,
+            elements: line.seen,
+            ..Cursor::default()
         };
-        let beside: Vec<_> = company.lines.iter_mut().filter(meets).collect();
-        let mut lines: Vec<&mut Line<'s>> = vec![line];
-        lines.extend(beside);
-        self.run(&mut lines, range)?;
-        let seen = lines[0].seen;
-        let (units, stage) = (asked.number, lines[0].at);
-        let cursor = Cursor { units, stage, elements: seen, ..Cursor::default() };
         let plan = self.survey.name();
+        self.write_findings()?;
         self.journal.append(Record { plan, cursor, ..Record::default() })?;
-        self.snapshots.forget(|unit, stage, elements| {
-            let line = lines.iter().find(|line| line.asked.number == unit);
-            line.is_some_and(|line| stage == line.at && elements < line.seen)
+        self.snapshots.forget(|unit, stage, seen| {
+            let mut lines = company.lines.iter().chain([&*line]);
+            let line = lines.find(|line| line.asked.number == unit);
+            line.is_some_and(|line| stage == line.at && seen < line.seen)
         });
-        self.part(company, seen)?;
-        if seen < end { Err(interrupted(self.dir)) } else { Ok(()) }
+        self.forget_over();
+        Ok(())
+    }
+
+    /// Saves what a unit has gathered in its stage.
+    fn save(&self, line: &Line<'s>) -> Result<(), Error> {
+        let Some(state) = line.state.as_ref().filter(|_| line.seen > 0) else { return Ok(()) };
+        let place = (line.asked.number, line.at, line.seen);
+        self.snapshots.save(place, &line.stage.save(state))
     }
 
     /// Ends with units all of whose elements lie before one of the unit around them.
@@ -259,19 +309,21 @@ impl<'s> Pass<'s> {
         let lines = std::mem::take(&mut company.lines).into_iter();
         let (over, left) = lines.partition::<Vec<_>, _>(|line| line.asked.reach.end <= seen);
         company.lines = left;
-        for line in over {
+        for mut line in over {
             let asked = line.asked;
+            line.stays = false;
             match self.alone(line, false) {
-                Ok(_) => self.tell(asked)?,
+                Ok(_) => self.tell(asked),
                 // It is looked at once more, by itself.
-                Err(error) if is_lost(&error) => self.forget(asked),
+                Err(error) if is_lost(&error) => self.news.1.push(asked.number),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Takes a unit through passes of its own, without records: over samples only, or to its end.
+    /// Takes a unit through passes of its own, without records: over samples only, or to its end. What it gathers is
+    /// saved if a later record may speak of it.
     fn alone(&mut self, mut line: Line<'s>, samples: bool) -> Result<Option<Line<'s>>, Error> {
         while !samples || line.is_sampling() {
             while line.seen < line.asked.view.elements {
@@ -280,6 +332,9 @@ impl<'s> Pass<'s> {
                 self.run(&mut [&mut line], range)?;
                 if line.seen < end {
                     return Err(interrupted(self.dir));
+                }
+                if line.stays {
+                    self.save(&line)?;
                 }
             }
             let Some(next) = self.finish(line)? else { return Ok(None) };
@@ -291,13 +346,11 @@ impl<'s> Pass<'s> {
     /// Ends a stage.
     fn finish(&self, mut line: Line<'s>) -> Result<Option<Line<'s>>, Error> {
         let state = line.state.take().unwrap_or_else(|| line.stage.empty());
-        let stored = line.shelf(self.survey).map(|(unit, stage, _)| self.shelf.of(unit, stage));
+        let stored = line.pieces(self.survey).map(|(unit, stage, _)| self.shelf.of(unit, stage));
         let stored = Shelved(stored.collect::<Result<_, _>>()?);
-        let Line { asked, stage, at, .. } = line;
+        let Line { asked, stage, at, stays, .. } = line;
         match stage.finish(state, &stored) {
-            Ok(Next::Stage(stage)) => {
-                Ok(Some(Line { asked, stage, at: at + 1, seen: 0, state: None }))
-            }
+            Ok(Next::Stage(stage)) => Ok(Some(Line::next(asked, stage, at + 1, stays))),
             Ok(Next::Done(_)) => Ok(None),
             Err(error) => {
                 let unit = asked.view.name.clone();
@@ -307,31 +360,45 @@ impl<'s> Pass<'s> {
         }
     }
 
-    /// Makes durable what was found of a unit: nothing, if it cannot be merged.
-    fn tell(&mut self, asked: &Asked) -> Result<(), Error> {
+    /// Takes what was found of a unit: nothing, if it cannot be merged.
+    fn tell(&mut self, asked: &Asked) {
         let (group, name) = (self.survey.group(asked), &asked.view.name);
         let mut found = group.found.take(name).unwrap_or_default().into_iter();
         for &merge in &group.merges {
             self.known[merge].put(name, found.next().flatten());
-            self.known[merge].save(&*self.survey.job.storage, &self.files[merge])?;
+            let _new = self.news.0.insert(merge);
         }
-        self.forget(asked);
+        self.news.1.push(asked.number);
+    }
+
+    /// Makes durable what was found, and removes what it was found from.
+    fn publish(&mut self) -> Result<(), Error> {
+        self.write_findings()?;
+        self.forget_over();
         Ok(())
     }
 
-    fn forget(&self, asked: &Asked) {
-        self.shelf.forget(|(unit, _, _)| unit == asked.number);
-        self.snapshots.forget(|unit, _, _| unit == asked.number);
+    fn write_findings(&mut self) -> Result<(), Error> {
+        for merge in std::mem::take(&mut self.news.0) {
+            self.known[merge].save(&*self.survey.job.storage, &self.files[merge])?;
+        }
+        Ok(())
     }
 
-    /// Shows elements of the first of these units to all of them, and saves what they have gathered.
+    /// Removes the files of units that are over.
+    fn forget_over(&mut self) {
+        let over = std::mem::take(&mut self.news.1);
+        self.shelf.forget(|(unit, _, _)| over.contains(&unit));
+        self.snapshots.forget(|unit, _, _| over.contains(&unit));
+    }
+
+    /// Shows elements of the first of these units to all of them, and takes what they have gathered.
     fn run(&mut self, lines: &mut [&mut Line<'s>], range: Range<u64>) -> Result<(), Error> {
-        let (survey, shelf, dir) = (self.survey, &self.shelf, self.dir);
-        let bundles = lines.iter().map(|line| {
-            let pieces = line.shelf(survey);
-            pieces.map(|piece| shelf.begin(piece)).collect()
-        });
-        let bundles = Bundles(bundles.collect());
+        let (survey, shelf, dir) = (self.survey, self.shelf, self.dir);
+        for line in lines.iter_mut().filter(|line| line.parcels.is_empty()) {
+            line.parcels = line.pieces(survey).map(|piece| shelf.begin(piece)).collect();
+        }
+        let bundles = Bundles(lines.iter().map(|line| &*line.parcels).collect());
         let strands =
             lines.iter().map(|line| Strand { stage: &*line.stage, part: line.asked.part.as_ref() });
         let together = Together::new(strands.collect());
@@ -368,7 +435,6 @@ impl<'s> Pass<'s> {
         // What was read must be what was planned for.
         tiles.verify_unchanged().map_err(EngineError::Source)?;
         let states = result.state.map(|state| together.split(state)).unwrap_or_default();
-        bundles.seal()?;
         let (view, seen) = (&lines[0].asked.view, range.start + result.done);
         for (at, (line, state)) in lines.iter_mut().zip(states).enumerate() {
             line.state = match (line.state.take(), state) {
@@ -379,9 +445,7 @@ impl<'s> Pass<'s> {
                 (into, from) => into.or(from),
             };
             line.seen = if at == 0 { seen } else { line.asked.before(view, seen) };
-            let state = line.state.get_or_insert_with(|| line.stage.empty());
-            self.snapshots
-                .save((line.asked.number, line.at, line.seen), &line.stage.save(state))?;
+            let _state = line.state.get_or_insert_with(|| line.stage.empty());
         }
         Ok(())
     }
