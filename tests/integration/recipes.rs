@@ -138,7 +138,7 @@ fn what_a_recipe_cannot_have_stops_before_any_model_is_looked_at() {
                 "models: [{model: ./no/such}]",
                 "modules: {m: {models: [{model: a}]}, n: {models: [{model: a}]}}",
             ),
-            "`modules`",
+            "the module \"m\" is unknown",
         ),
         (format!("{small}parameters: {{kep: 1}}\n"), "did you mean `keep`?"),
         (small.replace("pcb", "PCB"), "did you mean pcb?"),
