@@ -94,6 +94,23 @@ pub struct Places {
     before: Vec<u32>,
 }
 
+impl Places {
+    /// Bytes for rows of up to so many elements, at most: longer ones than can be ranked take none.
+    pub fn most_bytes(len: u64) -> u64 {
+        let len = len.min(MOST as u64);
+        // Half a word for the bucket of each, four lists, places before each, and what is unsure in a vector that has grown.
+        len * 2 + 4 * (len + GROUP as u64) * 4 + len * 4 + len * 8 + BUCKETS as u64 * 9
+    }
+
+    /// Bytes that are taken.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let lists = self.open.iter().chain([&self.odd]).map(Vec::capacity).sum::<usize>();
+        let words = lists + self.unsure.capacity() + self.before.capacity();
+        self.buckets.capacity() * 2 + words * 4 + BUCKETS * 9
+    }
+}
+
 impl Default for Places {
     fn default() -> Self {
         Self {

@@ -54,7 +54,7 @@ pub(super) fn units(
         let (view, listed, meeting) = &mut units[at];
         if *meeting != checkpoints {
             let reason = format!(
-                "statistics over the {} are about the same models all over, and not all slices have the \
+                "statistics over the {} are about the same models all over, and not all slices or modules have the \
                  same ones; add scope: tensor to the common parameters",
                 scope.word()
             );

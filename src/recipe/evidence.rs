@@ -44,7 +44,7 @@ impl Recipe {
             ));
         }
         if !self.slices.is_empty() {
-            return refuse(format!("{name} merges whole models, not slices"));
+            return refuse(format!("{name} merges whole models, not slices or modules"));
         }
         if self.tokenizer.is_some() {
             return refuse(format!(

@@ -177,8 +177,8 @@ impl Recipe {
     pub(super) fn check_slices(&self) -> Result<(), RecipeError> {
         let method = self.method.name;
         if self.coefficients.is_some() {
-            let reason = "the file has one number for each model, and slices have models of their own; set the \
-                          parameter in the slices' sources";
+            let reason = "the file has one number for each model, and slices and modules have models of their own; set \
+                          the parameter of each model there";
             return Err(RecipeError::Value {
                 key: "coefficients".to_owned(),
                 reason: reason.to_owned(),

@@ -278,6 +278,25 @@ fn modules_are_made_of_slices_or_of_whole_models_with_the_base() {
 }
 
 #[test]
+fn a_base_that_a_module_does_not_list_is_named_as_one_more_model() {
+    let linear = "merge_method: linear\nbase_model: b\nmodules:\n  text_decoder: {models: [{model: b}, {model: x}]}\n  \
+                  vision_tower: {models: [{model: x, parameters: {weight: 1}}]}\nparameters: {weight: 1}\n";
+    let (recipe, warnings) = mergekits(linear).unwrap();
+    assert_eq!(recipe.slices[1].sources.len(), 2);
+    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    assert!(
+        warning.contains("linear sees the base_model as one more model of module vision_tower"),
+        "{warning}"
+    );
+    refused(
+        mergekits(&linear.replace("\nparameters: {weight: 1}", "")),
+        &["base_model: linear sees it as one more model of module vision_tower", "`weight`"],
+    );
+    // It is no model to methods that see experts relative to it.
+    assert_eq!(mergekits(&linear.replace("linear", "ties")).unwrap().1, Vec::<String>::new());
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name_with_the_way_out() {
     for (text, parts) in [
         (

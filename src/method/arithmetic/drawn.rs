@@ -26,6 +26,14 @@ pub(super) struct Space {
     ranking: Ranking,
 }
 
+impl Space {
+    /// Bytes that are taken.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        (self.numbers.capacity() + self.marks.capacity()) * 4 + self.ranking.bytes()
+    }
+}
+
 impl Odds {
     /// The odds in a unit.
     ///

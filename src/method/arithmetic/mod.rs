@@ -33,6 +33,7 @@ use super::{
     Values, block_len,
 };
 use crate::kernel::Kernels;
+use crate::kernel::ranked::Places;
 use blend::Blend;
 use drawn::Odds;
 use scan::Tuning;
@@ -248,13 +249,18 @@ impl Method for Family {
             edges => ranks::state_bytes(unit.elements, n, edges).max(scan::state_bytes(n, edges)),
         };
         let largest = unit.tensors.iter().map(|tensor| block_len(self.grain(tensor))).max();
-        // What is left of each row, votes, shares, numbers, odds; ranking takes five rows.
+        let largest = largest.unwrap_or(BLOCK) as u64;
+        // What is left of each row, votes, shares, numbers, marks; limits and sorting take six rows.
         let rows = match self.thinning {
             Thinning::Nothing => 2,
             Thinning::Largest | Thinning::Middle => n.max(3) + 2,
             Thinning::Random { .. } | Thinning::Ranked { .. } => n.max(3) + 10,
         };
-        ranks.max(rows * largest.unwrap_or(BLOCK) as u64 * 4)
+        let places = match self.thinning {
+            Thinning::Ranked { .. } => Places::most_bytes(largest),
+            _ => 0,
+        };
+        ranks.max(rows * largest * 4 + places)
     }
 
     fn bits_at_hand(&self, unit: &UnitView) -> u64 {

@@ -28,6 +28,17 @@ pub(super) struct Ranking {
     ranks: Ranks,
 }
 
+impl Ranking {
+    /// Bytes that are taken.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let words = [&self.numbers, &self.marks, &self.ranks.found].map(Vec::capacity);
+        let pairs = self.ranks.pairs.capacity() + self.ranks.other.capacity();
+        let words = words.iter().sum::<usize>() + self.column.capacity() + self.limits.limits.len();
+        words * 4 + pairs * 8 + self.places.bytes()
+    }
+}
+
 /// Marks elements of whole slices, as [`Kernels::mark_ranked`] does, whose numbers lie below the odds of their ranks: density - epsilon for the
 /// smallest magnitude along the second dimension, density + epsilon for the largest, evenly spaced between them.
 pub(super) fn mark_rows(

@@ -347,6 +347,45 @@ mod tests {
     }
 
     #[test]
+    fn ranking_takes_no_more_than_is_planned() {
+        let method = family(true, Thinning::Ranked { seed: 3 });
+        for shape in [&[2, 60_000][..], &[70_000], &[2, 4, 3000], &[60, 9], &[2, 5000, 2]] {
+            let unit = UnitView::tensor("w", shape, values(&[0.5; 3], false));
+            // Magnitudes that nothing but sorting tells apart, and many equal ones.
+            let mut random = parts::uniform(7);
+            let smooth = (0..3).map(|_| (0..unit.elements).map(|_| random() as f32).collect());
+            for rows in [smooth.collect(), tied(3, unit.elements as usize, 5)] {
+                let course = Course {
+                    kernels: method.kernels,
+                    blend: Blend::new(method.kernels, true, &unit),
+                    odds: method.odds(&unit).unwrap(),
+                    unit: unit.clone(),
+                    rescale: false,
+                    at_hand: false,
+                };
+                let stage = Merge {
+                    course: Arc::new(course),
+                    keeps: (0..3).map(Keep::Drawn).collect(),
+                    factors: vec![1.0; 3],
+                    drawn: Drawn::default(),
+                    missed: 0,
+                };
+                let len = block_len(method.grain(&unit.tensors[0])).min(rows[0].len());
+                let rows: Vec<&[f32]> = rows.iter().map(|row: &Vec<f32>| &row[..len]).collect();
+                let (base, mut out) = (vec![1.0; len], vec![0.0; len]);
+                let block = Block { tensor: 0, first: 0, base: &base, rows: &rows, weights: &[] };
+                let mut state = Stage::empty(&stage);
+                stage.add(&mut state, &block, &mut out);
+                let MergeState { kept, noted, scratch, space } = &mut state;
+                let words = kept.capacity() + scratch.space().capacity();
+                let taken = words * 4 + noted.capacity() * 2 + space.bytes();
+                let planned = method.state_bytes(&unit);
+                assert!(taken as u64 <= planned, "{shape:?}: {taken} of {planned}");
+            }
+        }
+    }
+
+    #[test]
     fn rows_are_found_by_the_place_and_length_of_their_block() {
         let blocks = vec![(0, 20, 0), (20, 16, 4)];
         let drawn = Drawn { blocks, bits: vec![1, 2, 3, 4, 5, 6] };

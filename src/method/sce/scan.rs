@@ -172,9 +172,8 @@ impl Scan {
     fn taken(&self, counted: Counted, selected: u64) -> Option<u64> {
         let above = self.course.unit.elements - counted.below - counted.inside;
         let taken = selected.checked_sub(above)?;
-        // Below a bracket that begins with the least there is, nothing differs.
-        let fits = taken <= counted.inside || self.span.0 == 1;
-        (fits && counted.inside <= self.limit()).then_some(taken.min(counted.inside))
+        // Rounding may select one more than differ: which, is for the selection to say.
+        (taken <= counted.inside && counted.inside <= self.limit()).then_some(taken)
     }
 
     /// In the order of the ranking.
@@ -377,5 +376,29 @@ impl Stage for Scan {
         self.take(&mut state, taken, parcels)?;
         let chosen = Chosen::Marked(state.marks.into());
         Ok(merge(self.course, Some(chosen), &state.squares))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernels;
+    use crate::method::{UnitView, Values};
+
+    #[test]
+    fn more_than_differ_are_left_to_the_selection() {
+        // Rounded to 24 bits, this number is the next one, and the share is 1.
+        let (different, share, inside) = ((1 << 24) + 3, 0.999_999_99, 1000);
+        let unit = UnitView::array("w", different + 5, Values::new(2));
+        let kernels = Kernels::available().next().unwrap();
+        let course = Arc::new(Course { kernels, unit, missed: 0 });
+        let scan = Scan { course, share, span: (1, 99) };
+        let counted = Counted { different, below: 5, inside };
+        let selected = super::super::selected(different, share);
+        assert_eq!(selected, different + 1);
+        assert_eq!(scan.taken(counted, selected), None);
+        assert_eq!(scan.taken(counted, different), Some(inside));
+        assert_eq!(scan.taken(counted, different - inside), Some(0));
+        assert_eq!(scan.taken(counted, different - inside - 1), None);
     }
 }

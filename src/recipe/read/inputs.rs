@@ -8,7 +8,7 @@ use super::super::{
     Model, Module, Parameters, Recipe, RecipeError, Slice, SliceSource, modules, suggestion,
 };
 use super::Reader;
-use crate::method::registry::{Per, Preset};
+use crate::method::registry::{BaseUse, Per, Preset};
 
 impl Reader<'_> {
     /// Fills in what the document's body says.
@@ -104,9 +104,16 @@ impl Reader<'_> {
             sources.push(SliceSource { path, layers: 0..0, parameters });
         }
         let unlisted = |base: &&PathBuf| sources.iter().all(|source| source.path != **base);
-        if let Some(base) = recipe.base.as_ref().filter(unlisted) {
-            let parameters = Parameters::default();
-            sources.push(SliceSource { path: base.clone(), layers: 0..0, parameters });
+        if let Some(base) = recipe.base.clone().filter(|base| unlisted(&base)) {
+            if recipe.method.base == BaseUse::Model {
+                let module = recipe.modules.last().map_or("", |module| &module.name);
+                self.one_more(recipe, recipe.slices.len(), &format!(" of module {module}"))?;
+            }
+            sources.push(SliceSource {
+                path: base,
+                layers: 0..0,
+                parameters: Parameters::default(),
+            });
         }
         recipe.slices.push(Slice { sources, whole: true, ..Slice::default() });
         Ok(())
@@ -190,28 +197,33 @@ impl Reader<'_> {
             return Err(self.malformed("`models` lists no model besides the base"));
         }
         let unlisted = |base: &&PathBuf| recipe.models.iter().all(|model| model.path != **base);
-        let Some(base) = recipe.base.as_ref().filter(|_| !recipe.has_base()).filter(unlisted)
-        else {
-            return Ok(());
-        };
+        let base = recipe.base.as_ref().filter(|_| !recipe.has_base()).filter(unlisted);
+        if let Some(base) = base.cloned() {
+            self.one_more(recipe, 0, "")?;
+            recipe.models.push(Model::new(base));
+        }
+        Ok(())
+    }
+
+    /// Says that a base that is not listed is one more model of a slice or of whole models.
+    fn one_more(&mut self, recipe: &Recipe, slice: usize, whose: &str) -> Result<(), RecipeError> {
         let lacks = recipe.method.parameters.iter().find(|parameter| {
             parameter.per == Per::Model
                 && parameter.preset == Preset::Required
-                && recipe.levels(0).all(|level| level.get(parameter.name).is_none())
+                && recipe.levels(slice).all(|level| level.get(parameter.name).is_none())
         });
         let name = recipe.method.name;
         if let Some(parameter) = lacks {
             return Err(self.malformed(format!(
-                "base_model: {name} sees it as one more model, and it has no `{}`; list it under `models` \
+                "base_model: {name} sees it as one more model{whose}, and it has no `{}`; list it under `models` \
                  with one, or leave base_model out",
                 parameter.name
             )));
         }
         self.warnings.push(format!(
-            "{}: {name} sees the base_model as one more model, the last one",
+            "{}: {name} sees the base_model as one more model{whose}, the last one",
             self.path.display()
         ));
-        recipe.models.push(Model::new(base.clone()));
         Ok(())
     }
 }
