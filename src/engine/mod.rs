@@ -242,8 +242,8 @@ pub enum EngineError {
     },
     /// Shares of an earlier merge are not what was written.
     #[error(
-        "{} is damaged: frame {number} of its tensor {tensor} is not what was written; merge again with \
-         --components", path.display()
+        "{} is damaged: frame {number} of its tensor {tensor} is not what was written; make it again by the merge that it \
+         comes from", path.display()
     )]
     Components {
         /// The file.

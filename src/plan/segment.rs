@@ -105,11 +105,13 @@ impl Segment {
         self.elements.div_ceil(FRAME.into())
     }
 
-    /// Elements of a tile of at most `most`: whole cuts, and at least one.
+    /// Elements of a tile of at most `most`: whole cuts, and at least one. A segment that is no longer is one tile, wherever its
+    /// last cut ends: a unit of it is merged whole.
     pub fn tile(&self, most: u32) -> u64 {
+        let most = u64::from(most);
         match self.cut() {
-            0 | 1 => u64::from(most),
-            cut => (u64::from(most) / cut * cut).max(cut),
+            cut if cut > 1 && self.elements > most => (most / cut * cut).max(cut),
+            _ => most,
         }
     }
 

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 use tempfile::TempDir;
 
-use crate::support::checkpoint::{Checkpoint, uniform, write_family};
+use crate::support::checkpoint::{Checkpoint, large_family, uniform, write_family};
 use crate::support::files;
 use crate::support::run::merge;
 
@@ -111,5 +111,38 @@ fn a_value_that_is_not_finite_is_refused_by_name_or_counted_once() {
         let told: serde_json::Value = serde_json::from_slice(&made.get_output().stdout).unwrap();
         assert_eq!(told["replaced"], 3, "{method:?} {told}");
         std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// A tensor that a tile has room for is merged whole, though it ends amid what must meet in a block or a frame.
+#[test]
+fn a_tensor_that_fits_in_a_tile_is_not_cut() {
+    let dir = TempDir::new().unwrap();
+    // More than a frame, and neither whole blocks nor whole frames.
+    let (shape, kept) = ([301, 233], dir.path().join("kept"));
+    write_family(dir.path(), &large_family(2, Dtype::BF16, 5, shape), &[1, 2]);
+    let methods: [&[&str]; 4] = [
+        &["model_stock"],
+        &["multislerp", "--param", "weight=1"],
+        &["nuslerp", "--param", "weight=1"],
+        &["pcb", "--scope", "tensor", "--components", kept.to_str().unwrap()],
+    ];
+    for method in methods {
+        let run = |tile: usize| {
+            let out = dir.path().join("out");
+            let mut command = merge(dir.path(), 2, &out);
+            command.arg("--method").args(method).args(["--tile", &tile.to_string()]);
+            command.assert().success();
+            [&out, &kept].map(|made| {
+                let files = made.exists().then(|| files(made));
+                let _none = std::fs::remove_dir_all(made);
+                files
+            })
+        };
+        let elements = shape[0] * shape[1];
+        let expected = run(4096);
+        for tile in [elements - 1, elements, elements + 900, 1 << 20] {
+            assert!(run(tile) == expected, "{method:?} {tile}");
+        }
     }
 }

@@ -198,6 +198,35 @@ fn what_is_damaged_or_does_not_belong_is_refused() {
     on("base", "kept").success();
 }
 
+/// What is told of components is no more to be trusted than any other file, though its check is right.
+#[test]
+fn what_cannot_be_is_damage_whatever_its_check_says() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    write_family(dir, &models(2, Dtype::BF16, 5), &[1]);
+    let mut command = merge(dir, 2, &dir.join("first"));
+    command.arg("--components").arg(dir.join("kept")).assert().success();
+    let told = dir.join("kept/components.json");
+    let text = std::fs::read_to_string(&told).unwrap();
+    let check = text.split('"').nth(7).unwrap();
+    let files = text.rfind(r#""files": ["#).unwrap();
+    let end = files + text[files..].find(']').unwrap();
+    let without_files = format!(r#"{}"files": [{}"#, &text[..files], &text[end..]);
+    let one_model = text.replacen(r#"\n  - model: \"expert2\""#, "", 1);
+    for (changed, part) in [(without_files, "not as it was written"), (one_model, "has 1 models")] {
+        assert!(changed.len() < text.len());
+        let open = changed.replacen(check, "", 1);
+        let check = blake3::hash(open.as_bytes()).to_hex();
+        let empty = r#""blake3": """#;
+        let closed = open.replacen(empty, &format!(r#""blake3": "{check}""#), 1);
+        std::fs::write(&told, closed).unwrap();
+        recombine(dir, &[1.0, 1.0], &[], "out").code(8).stderr(contains(part));
+        assert!(!dir.join("out").exists() && !dir.join("out.partial").exists());
+    }
+    std::fs::write(&told, &text).unwrap();
+    recombine(dir, &[1.0, 1.0], &[], "out").success();
+}
+
 #[test]
 fn the_place_of_components_is_checked_first() {
     let dir = TempDir::new().unwrap();

@@ -370,6 +370,7 @@ impl Components {
             && self.rescalers.len() == rescalers
             && self.rescalers.iter().all(|rescalers| rescalers.are_possible())
             && self.inputs.len() == experts + 1
+            && self.inputs.iter().all(|input| !input.files.is_empty())
             && whole == Some(self.bytes)
             && self.bytes < 1 << 56
     }

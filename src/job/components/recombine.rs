@@ -153,6 +153,12 @@ pub(in crate::job) fn prepare(
         Wanted::Lambdas(lambdas) => recipe(dir, components, lambdas)?,
         Wanted::Task { .. } => Recipe::published(&told_in(dir, components), &components.recipe)?,
     };
+    if recipe.models.len() != components.experts() {
+        let (path, models) = (told_in(dir, components), recipe.models.len());
+        let experts = components.experts();
+        let what = format!("its recipe has {models} models, and its tables are of {experts}");
+        return Err(Error::Damaged { path, what });
+    }
     let file = data_file(dir, components)?;
     let ties = components.ties.iter().map(|tie| {
         let candidate = Candidate { name: tie.name.clone(), of: tie.of.clone() };
