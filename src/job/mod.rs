@@ -96,6 +96,8 @@ pub struct Job {
     plan: Plan,
     tokenizer: Tokenizer,
     mode: Mode,
+    /// How samples are read.
+    sampling: Mode,
     mode_reason: String,
     keep_cache: bool,
     storage: Box<dyn Storage>,

@@ -187,6 +187,7 @@ impl Job {
         let plan = Plan::new(&recipe, &inputs, ties, &*method, &means)?;
         let read = files.iter().map(|file| file.len).sum();
         let keep_cache = keeps_cache(&settings, read, &plan);
+        let sampling = source::for_samples(mode, settings.io, &paths, keep_cache);
         let storage: Box<dyn Storage> = match settings.failpoint {
             Some(point) => Box::new(failpoint::Watched::new(RealDisk, point)),
             None => Box::new(RealDisk),
@@ -211,6 +212,7 @@ impl Job {
             tokenizer,
             mode,
             mode_reason,
+            sampling,
             keep_cache,
             storage,
             recombined,

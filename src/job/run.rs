@@ -198,10 +198,9 @@ pub(super) fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
     open_by(job, job.mode, grain)
 }
 
-/// Prepares to read samples. Short runs are cheaper to copy than to map, where what the copies leave in the page cache may stay.
-fn open_sampler(job: &Job) -> Result<Source, EngineError> {
-    let copies = job.keep_cache && job.mode == Mode::Mmap;
-    open_by(job, if copies { Mode::Pread } else { job.mode }, Grain::Sparse)
+/// Prepares to read samples.
+pub(super) fn open_sampler(job: &Job) -> Result<Source, EngineError> {
+    open_by(job, job.sampling, Grain::Sparse)
 }
 
 fn open_by(job: &Job, mode: Mode, grain: Grain) -> Result<Source, EngineError> {

@@ -138,7 +138,7 @@ fn a_merge_stays_inside_its_limit_and_inside_a_container_of_that_size() {
     };
     let dir = scratch();
     sparse_family(dir.path());
-    for io in ["mmap", "pread", "direct"] {
+    for io in ["auto", "mmap", "pread", "direct"] {
         let out = format!("roomy-{io}");
         drop_page_cache(dir.path());
         succeeded(&merge_in(&roomy, dir.path(), &out, &["--memory", "64MiB", "--io", io]));

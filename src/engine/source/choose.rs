@@ -24,6 +24,23 @@ pub fn choose(request: IoRequest, paths: &[PathBuf], limited: bool) -> (Mode, St
     (mode, why)
 }
 
+/// The mode for samples, where everything else is read by `mode`. Maps are bad at short runs: each costs the kernel as much as
+/// the block that it lies in. So runs are copied if what that leaves in the page cache may stay there (`keeps_cache`), and
+/// past the page cache otherwise.
+///
+/// Four samples of 84 MiB in runs of 8 KiB, of 8.8 GB (ext4, two cores): from the page cache 1.0 s mapped, 0.5 s copied; from
+/// the disk, with a limit of 64 MiB, 3.0 s mapped, 1.9 s past the page cache.
+pub fn for_samples(mode: Mode, request: IoRequest, paths: &[PathBuf], keeps_cache: bool) -> Mode {
+    match (mode, request) {
+        (Mode::Mmap, IoRequest::Auto) if keeps_cache => Mode::Pread,
+        (Mode::Mmap, IoRequest::Auto) => match choose_direct(paths) {
+            (Mode::Direct, _) => Mode::Direct,
+            _ => mode,
+        },
+        _ => mode,
+    }
+}
+
 fn choose_unlimited(request: IoRequest, paths: &[PathBuf]) -> (Mode, String) {
     match request {
         IoRequest::Pread => (Mode::Pread, "asked for".into()),
@@ -125,5 +142,11 @@ mod tests {
         assert_eq!(choose(IoRequest::Pread, &[path], false).0, Mode::Pread);
         let (mode, why) = choose(IoRequest::Direct, &["/proc/self/status".into()], false);
         assert_eq!(mode, Mode::Pread, "{why}");
+        let sampled =
+            |mode, request, keeps| for_samples(mode, request, &["/proc/self/status".into()], keeps);
+        assert_eq!(sampled(Mode::Mmap, IoRequest::Auto, true), Mode::Pread);
+        assert_eq!(sampled(Mode::Mmap, IoRequest::Auto, false), Mode::Mmap, "cannot be direct");
+        assert_eq!(sampled(Mode::Mmap, IoRequest::Mmap, true), Mode::Mmap, "was asked for");
+        assert_eq!(sampled(Mode::Pread, IoRequest::Auto, true), Mode::Pread);
     }
 }

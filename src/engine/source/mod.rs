@@ -28,7 +28,7 @@ mod tile;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use choose::choose;
+pub use choose::{choose, for_samples};
 pub use error::SourceError;
 pub use identity::InputFile;
 pub use sigbus::{EXIT_INPUT_CHANGED, install_sigbus_handler};

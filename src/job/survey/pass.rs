@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::job::findings::Findings;
 use crate::job::journal::{Cursor, Journal, Record};
 use crate::job::parcels::{Bundle, Shelf};
-use crate::job::run::open;
+use crate::job::run::{open, open_sampler};
 use crate::job::snapshots::Snapshots;
 use crate::method::{Method, MethodError, Next, Strand, Together};
 use crate::plan::Grain;
@@ -66,7 +66,7 @@ impl<'s> Pass<'s> {
         Ok(Self {
             survey,
             tiles: open(job, job.plan.budget.grain)?,
-            sampler: open(job, Grain::Sparse)?,
+            sampler: open_sampler(job)?,
             scattered: open(job, Grain::Sparse)?,
             shelf,
             snapshots: Snapshots::new(storage, dir),
