@@ -128,6 +128,15 @@ impl Sketch {
         }
     }
 
+    /// Counts of this pass from [`Sketched::saved`]; `None` if the bytes are not that.
+    pub fn loaded(&self, of: u32, saved: &[u8]) -> Option<Sketched> {
+        let (mut saved, mut counts) = (Reader::new(saved), self.empty());
+        (saved.u32()? == of).then_some(())?;
+        counts.load(&mut saved)?;
+        saved.end()?;
+        Some(counts)
+    }
+
     /// Bytes of the counts of one pass.
     pub fn state_bytes(rows: u64, ranks: u64) -> u64 {
         rows * 4 * (COARSE_BINS as u64).max(ranks * (u64::from(FINE_BINS) + 32))
@@ -308,6 +317,14 @@ impl Sketched {
         self.bins.iter().flatten().for_each(|&bin| out.u32(bin));
         self.spread.iter().chain(&self.blocks).flatten().for_each(|&count| out.u64(count));
         self.largest.iter().for_each(|&largest| out.u32(largest));
+    }
+
+    /// The counts alone, with a number that tells whose they are.
+    pub fn saved(&self, of: u32) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u32(of);
+        self.save(&mut out);
+        out.finish()
     }
 
     /// Fills empty counts with saved ones of the same pass.

@@ -104,18 +104,12 @@ impl Stage for Sample {
     }
 
     fn save(&self, state: &SampleState) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.u32(SAMPLE_STATE);
-        state.counts.save(&mut out);
-        out.finish()
+        state.counts.saved(SAMPLE_STATE)
     }
 
     fn load(&self, saved: &[u8]) -> Option<SampleState> {
-        let (mut saved, mut state) = (Reader::new(saved), Stage::empty(self));
-        (saved.u32()? == SAMPLE_STATE).then_some(())?;
-        state.counts.load(&mut saved)?;
-        saved.end()?;
-        Some(state)
+        let counts = self.sketch.loaded(SAMPLE_STATE, saved)?;
+        Some(SampleState { counts, ..Stage::empty(self) })
     }
 
     fn finish(self, state: SampleState) -> Result<Next, MethodError> {
