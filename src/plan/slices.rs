@@ -307,7 +307,21 @@ impl<'a> Sliced<'a> {
                 lacking.map(move |name| Extra { checkpoint, name, output: Cow::Borrowed(name) })
             })
         });
-        Box::new(layers.chain(outside).chain(wholes))
+        Box::new(layers.chain(outside).chain(wholes).chain(self.strays()))
+    }
+
+    /// Tensors that belong to no module of the recipe, of the models that are told apart by module.
+    fn strays<'b>(&'b self) -> impl Iterator<Item = Extra<'a>> + 'b {
+        let listed = |module: &str| {
+            self.module.as_deref() == Some(module)
+                || self.wholes.iter().any(|whole| whole.name == module)
+        };
+        let catalogs = self.inputs.catalogs.iter().enumerate().filter(|_| self.kind.is_some());
+        catalogs.flat_map(move |(checkpoint, catalog)| {
+            let names = catalog.tensors.iter().map(|tensor| &*tensor.name);
+            let strays = names.filter(move |name| !self.module_of(name).is_some_and(listed));
+            strays.map(move |name| Extra { checkpoint, name, output: Cow::Borrowed(name) })
+        })
     }
 
     fn extra_in<'b>(

@@ -130,6 +130,17 @@ fn modules_have_models_layers_and_parameters_of_their_own() {
         "visual.merger.mlp.0.w",
         "visual.merger.mlp.2.w",
     ]);
+    // What lies in no module of the recipe is not lost without a word.
+    let (recipe, _) = golden::parsed(MODULES).unwrap();
+    let mut inputs_of_more = inputs(&recipe, &tensors);
+    let more = names(&["audio_tower.x", "vision_model.x"]);
+    inputs_of_more.catalogs[1] = catalog(&[tensors.clone(), more.clone()].concat());
+    let label = inputs_of_more.labels[1].clone();
+    let sliced = Sliced::new(&recipe, &inputs_of_more).unwrap();
+    let extra = sliced.extra();
+    let extra: Vec<_> =
+        extra.map(|e| (inputs_of_more.labels[e.checkpoint].clone(), e.name.to_owned())).collect();
+    assert_eq!(extra, more.iter().map(|name| (label.clone(), name.clone())).collect::<Vec<_>>());
     let told = |text: &str| -> Result<Vec<String>, String> {
         let (recipe, _) = golden::parsed(text).map_err(|error| error.to_string())?;
         let _warnings = recipe.validate().map_err(|error| error.to_string())?;
