@@ -76,6 +76,8 @@ pub(super) fn demand(
             + segments.len() as u64 * 2200
             + products as u64 * 800
             + runs as u64 * 80
+            + segments.iter().filter(|s| s.frames.is_some()).map(Segment::frame_count).sum::<u64>()
+                * FRAME_TOLD
             + recipe.coefficients.as_ref().map_or(0, Coefficients::bytes),
         bits_at_hand: single
             .clone()
@@ -91,6 +93,9 @@ pub(super) fn demand(
         tile: means.tile,
     }
 }
+
+/// For each frame: how long it is or where it begins, and that in the file that tells of the frames, as it is read or written twice.
+const FRAME_TOLD: u64 = 40;
 
 /// Bytes of a row of a block.
 fn block_rows() -> u64 {

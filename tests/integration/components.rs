@@ -263,3 +263,30 @@ fn the_place_of_components_is_checked_first() {
     at("other", &[]).success();
     same(&dir.join("kept"), &dir.join("other"));
 }
+
+#[test]
+fn the_tables_of_a_large_models_frames_are_planned() {
+    let dir = TempDir::new().unwrap();
+    // Holes: nothing but headers is read.
+    let (rows, columns) = (1u64 << 18, 1u64 << 12);
+    let header = serde_json::json!({"w": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, rows * columns * 2]}});
+    let header = header.to_string();
+    for name in ["base", "expert1"] {
+        std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        let path = dir.path().join(name).join("model.safetensors");
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(bytes.len() as u64 + rows * columns * 2).unwrap();
+    }
+    let fixed = |args: &[&str]| {
+        let mut command = reflow();
+        command.current_dir(dir.path()).args(["plan", "--base", "base", "--expert", "expert1"]);
+        let told = command.args(args).arg("--json").assert().success().get_output().stdout.clone();
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        told["plan"]["memory"]["fixed_bytes"].as_u64().unwrap()
+    };
+    let frames = rows * columns / 65536;
+    assert!(fixed(&["--components", "kept"]) >= fixed(&[]) + 4 * frames);
+}
