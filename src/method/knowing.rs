@@ -46,6 +46,10 @@ impl Method for Knowing {
         self.inner.state_bytes(unit)
     }
 
+    fn bits_at_hand(&self, unit: &UnitView) -> u64 {
+        self.inner.bits_at_hand(unit)
+    }
+
     fn held_bytes(&self, unit: &UnitView) -> u64 {
         self.inner.held_bytes(unit)
     }

@@ -77,10 +77,6 @@ impl Method for Several {
         self.inner.iter().map(|method| method.state_bytes(unit)).sum()
     }
 
-    fn held_bytes(&self, unit: &UnitView) -> u64 {
-        self.inner.iter().map(|method| method.held_bytes(unit)).sum()
-    }
-
     fn start(&self, unit: &Arc<UnitView>) -> Result<Box<dyn AnyStage>, MethodError> {
         let mut first = None;
         let started = self.inner.iter().map(|method| {
@@ -243,6 +239,10 @@ struct Of<'a> {
 impl Parcels for Of<'_> {
     fn visit(&self, see: &mut dyn FnMut(&[u8])) -> Result<(), Lost> {
         self.parcels.visit_part(self.part, see)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.parcels.is_whole()
     }
 }
 
