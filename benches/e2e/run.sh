@@ -55,10 +55,5 @@ echo
 echo "| merge | floor, s | reflow, s | ratio to the floor | lowest to highest |"
 echo "|---|---|---|---|---|"
 for file in "$scratch"/*; do
-  awk -v name="$(basename "$file")" '
-    function median(v, n) { return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2 }
-    function sorted(v, n,  i, j, t) { for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j] < v[j-1]; j--) { t = v[j]; v[j] = v[j-1]; v[j-1] = t } }
-    { f[NR] = $1; s[NR] = $2; r[NR] = $2 / $1 }
-    END { sorted(f, NR); sorted(s, NR); sorted(r, NR)
-      printf "| %s | %.2f | %.2f | **%.2f** | %.2f to %.2f |\n", name, median(f, NR), median(s, NR), median(r, NR), r[1], r[NR] }' "$file"
+  awk -v name="$(basename "$file")" -f benches/e2e/table.awk "$file"
 done
