@@ -14,6 +14,7 @@ use super::source::{ByteRange, Source};
 use super::{Context, EngineError, PassResult, Sources, TileSink};
 use crate::method::solve::{Crew, Job};
 use crate::method::{BLOCK, MethodError, Outcome};
+use crate::plan::solve::Models;
 use crate::plan::{Segment, Solve, SourceRef, Tile};
 
 /// The threads of a pass.
@@ -76,10 +77,11 @@ pub(super) fn run(
     let mut solver = context.method.solver(tensor, solve.matrix()).map_err(named)?;
     let solving = Solving { context, index, segment, solve, products };
     let mut deltas = Vec::new();
+    let mut held = vec![Vec::new(); segment.sources.len()];
     for (model, gram) in solve.grams.iter().enumerate() {
         if model > 0 {
             deltas.resize((solve.inputs * solve.outputs) as usize, 0.0);
-            solving.deltas(model, source, &mut deltas)?;
+            solving.deltas(model, source, &mut deltas, &mut held[model])?;
         }
         solving.gram(gram, solver.rows() as u64, source, |first, rows| {
             solver.take(model, first, rows, &deltas, &threads);
@@ -95,7 +97,7 @@ pub(super) fn run(
     if stopped() {
         return Err(EngineError::Interrupted);
     }
-    solving.write(solved.map_err(named)?, source, sink)?;
+    solving.write(solved.map_err(named)?, &held, source, sink)?;
     scattered.finish_pass();
     let outcome = Outcome { elements: segment.elements, ..Outcome::default() };
     Ok(PassResult { outcomes: vec![(unit, outcome)], done: 1, ..PassResult::default() })
@@ -177,20 +179,34 @@ impl Solving<'_> {
         (if transposed { element % outputs * inputs + element / outputs } else { element }) as usize
     }
 
-    /// The weights of a model, relative to those of the first.
+    /// The first source whose bytes are those of source `i`.
+    fn original(&self, i: usize) -> usize {
+        let sources = &self.segment.sources;
+        sources.iter().position(|source| source.shares(&sources[i])).unwrap_or(i)
+    }
+
+    /// The weights of a model, relative to those of the first. Their bytes are held, if they are wanted later and not there yet.
     fn deltas(
         &self,
         model: usize,
         source: &mut Source,
         deltas: &mut [f32],
+        held: &mut Vec<u8>,
     ) -> Result<(), EngineError> {
-        let (kernels, sources) = (self.context.kernels, &self.segment.sources);
+        let (kernels, original) = (self.context.kernels, self.original(model));
         // Adapters may differ where the model is the same.
-        let shared = sources[model].shares(&sources[0]);
-        let read_from = if shared { vec![0] } else { vec![0, model] };
+        let read_from = if original == 0 { vec![0] } else { vec![0, model] };
+        let hold = self.solve.models == Models::Held && original == model;
+        if hold {
+            held.reserve_exact(self.segment.elements as usize * self.size(model));
+        }
         let (mut base, mut row) = (vec![0.0; BLOCK], vec![0.0; BLOCK]);
         read(self.context, source, self.runs(&read_from), |start, parts| {
-            let tile = self.tile(start, &[(0, parts[0]), (model, parts[parts.len() - 1])]);
+            let own = parts[parts.len() - 1];
+            if hold {
+                held.extend_from_slice(own);
+            }
+            let tile = self.tile(start, &[(0, parts[0]), (model, own)]);
             for at in (0..tile.elements).step_by(BLOCK) {
                 let len = BLOCK.min(tile.elements - at);
                 let (base, row) = (&mut base[..len], &mut row[..len]);
@@ -259,28 +275,35 @@ impl Solving<'_> {
     }
 
     /// Writes what is solved for, which is relative to the weights of the first model. For statistics, all models are
-    /// read beside it.
+    /// beside it: `held`, or read once more.
     fn write(
         &self,
         solved: &[f64],
+        held: &[Vec<u8>],
         source: &mut Source,
         sink: &mut dyn TileSink,
     ) -> Result<(), EngineError> {
         let (context, segment) = (self.context, self.segment);
         let size = segment.out_size as usize;
-        let fresh: Vec<usize> = if self.solve.seen { segment.read().collect() } else { vec![0] };
-        let models = if self.solve.seen { segment.valued() } else { 1 };
-        let place = |i: usize| {
-            let same = |&at: &usize| at == i || segment.sources[at].shares(&segment.sources[i]);
-            (i, fresh.iter().position(same).unwrap_or(0))
+        let (fresh, models) = match self.solve.models {
+            Models::Unseen => (vec![0], 1),
+            Models::Held => (vec![0], segment.valued()),
+            Models::Again => (segment.read().collect::<Vec<usize>>(), segment.valued()),
         };
-        let places: Vec<_> = (0..models).map(place).collect();
-        let mut observer = self.solve.seen.then(Observer::new);
+        let originals: Vec<usize> = (0..models).map(|i| self.original(i)).collect();
+        let mut observer = (self.solve.models != Models::Unseen).then(Observer::new);
         let (mut rows, mut out) = (vec![0.0; models * BLOCK], Vec::new());
         let mut values = vec![0.0; BLOCK];
         // Nothing more is asked than that a tensor is finished once it is begun.
         read(context, source, self.runs(&fresh), |start, parts| {
-            let given: Vec<_> = places.iter().map(|&(i, at)| (i, parts[at])).collect();
+            let count = parts[0].len() / self.size(0);
+            let part = |(i, &original): (usize, &usize)| {
+                let read = fresh.iter().position(|&source| source == original);
+                let size = self.size(original);
+                let kept = || &held[original][start as usize * size..][..count * size];
+                (i, read.map_or_else(kept, |at| parts[at]))
+            };
+            let given: Vec<_> = originals.iter().enumerate().map(part).collect();
             let tile = self.tile(start, &given);
             out.resize(tile.elements * size, 0);
             if let Some(observer) = &mut observer {

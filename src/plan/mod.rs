@@ -254,8 +254,14 @@ impl Plan {
             }
         }
         solve::settle(&mut segments, &units, &inputs.labels, means.statistics)?;
-        let demand = demand(recipe, inputs, &segments, &units, method, means);
-        let budget = budget::budget(means.memory, &means.memory_source, &demand)?;
+        let mut demand = demand(recipe, inputs, &segments, &units, method, means);
+        let divided = |demand: &Demand| budget::budget(means.memory, &means.memory_source, demand);
+        let mut budget = divided(&demand)?;
+        let room = demand.solve.held + means.memory.saturating_sub(budget.total());
+        if solve::hold(&mut segments, &units, method, room) {
+            demand.solve = solve::Need::new(&segments, &units, method);
+            budget = divided(&demand)?;
+        }
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings.clone();
         warnings.extend(recipe.idle_filters(&merged));

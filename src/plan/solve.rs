@@ -11,6 +11,17 @@ use crate::method::{Method, TensorView};
 /// Bytes that are read at a time, unless four rows are more.
 const READ: u64 = 1 << 20;
 
+/// Where statistics about what comes out have the models from, beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Models {
+    /// There are none.
+    Unseen,
+    /// What was read of them to set up the system is held.
+    Held,
+    /// They are read once more, since there is no room to hold them.
+    Again,
+}
+
 /// What a tensor is solved from.
 #[derive(Clone, Debug)]
 pub struct Solve {
@@ -22,13 +33,13 @@ pub struct Solve {
     pub outputs: u64,
     /// Whether weights are stored as rows of outputs.
     pub transposed: bool,
-    /// Whether all models are read once more beside what comes out, for statistics about it.
-    pub seen: bool,
+    /// What statistics look at.
+    pub models: Models,
 }
 
 impl Solve {
     pub(super) fn new(grams: Vec<SourceRef>, inputs: u64) -> Self {
-        Self { grams: grams.into(), inputs, outputs: 0, transposed: false, seen: false }
+        Self { grams: grams.into(), inputs, outputs: 0, transposed: false, models: Models::Unseen }
     }
 
     /// The matrix that is solved for.
@@ -70,19 +81,25 @@ impl Segment {
     }
 
     /// Bytes that solving for it reads: each Gram matrix once, the weights of each model beside those of the first, and
-    /// these, or for statistics those of all, once more at the end.
+    /// these, or for statistics those of all unless they are held, once more at the end.
     pub fn solve_bytes(&self) -> u64 {
         let grams = self.solve().map_or(0, Solve::gram_bytes);
         let bytes = |i: usize| self.elements * self.source_size(i);
         let pairs = (1..self.sources.len()).map(
             |i| if self.sources[i].shares(&self.sources[0]) { 0 } else { bytes(i) } + bytes(0),
         );
-        let seen = self.solve().is_some_and(|solve| solve.seen);
-        grams + pairs.sum::<u64>() + if seen { self.read().map(bytes).sum() } else { bytes(0) }
+        let again = self.solve().is_some_and(|solve| solve.models == Models::Again);
+        grams + pairs.sum::<u64>() + if again { self.read().map(bytes).sum() } else { bytes(0) }
+    }
+
+    /// Bytes of all models but the first.
+    fn other_bytes(&self) -> u64 {
+        self.read().skip(1).map(|i| self.elements * self.source_size(i)).sum()
     }
 }
 
-/// Settles which side of each weight its inputs are on, and whether statistics are taken of what comes out.
+/// Settles which side of each weight its inputs are on, and whether statistics are taken of what comes out, for which models are
+/// read once more unless [`hold`] finds room for them.
 ///
 /// # Errors
 /// If they are as many as neither, or the method's parameter says otherwise.
@@ -93,6 +110,7 @@ pub(super) fn settle(
     seen: bool,
 ) -> Result<(), PlanError> {
     let mut problems = Problems::default();
+    let models = if seen { Models::Again } else { Models::Unseen };
     for unit in units {
         for (tensor, &at) in unit.view.tensors.iter().zip(&unit.segments) {
             let segment = &mut segments[at as usize];
@@ -100,7 +118,7 @@ pub(super) fn settle(
             let transposed = tensor.values.word("layout") == "in_out";
             match outputs(tensor, solve.inputs, transposed) {
                 Ok(outputs) => {
-                    let solve = Solve { outputs, transposed, seen, ..(**solve).clone() };
+                    let solve = Solve { outputs, transposed, models, ..(**solve).clone() };
                     segment.told = Told::Grams(Arc::new(solve));
                 }
                 Err(text) => {
@@ -151,14 +169,11 @@ pub(crate) struct Need {
 impl Need {
     pub(super) fn new(segments: &[Segment], units: &[Unit], method: &dyn Method) -> Self {
         let mut most = Self::default();
-        let all = units.iter().flat_map(|unit| unit.view.tensors.iter().zip(&unit.segments));
-        for (tensor, &at) in all {
-            let Some(solve) = segments[at as usize].solve() else { continue };
-            let deltas = 4 * solve.inputs * solve.outputs;
-            // Values of a few rows, and of a block.
-            let values = 2 * solve.chunk() + 64 * crate::method::BLOCK as u64;
-            let held = method.solver_bytes(solve.matrix()) + deltas + values;
-            let files = if solve.seen { segments[at as usize].read().count().max(2) } else { 2 };
+        for (tensor, at) in tensors(units) {
+            let Some(solve) = segments[at].solve() else { continue };
+            let held = held(&segments[at], solve, method);
+            let again = solve.models == Models::Again;
+            let files = if again { segments[at].read().count().max(2) } else { 2 };
             let all = 8 * solve.elements(files) * files as u64;
             most.chunk = most.chunk.max(solve.chunk()).max(all / 2);
             most.files = most.files.max(files as u64);
@@ -168,4 +183,44 @@ impl Need {
         }
         most
     }
+}
+
+/// All tensors that are merged, with their segments.
+fn tensors(units: &[Unit]) -> impl Iterator<Item = (&TensorView, usize)> {
+    units
+        .iter()
+        .flat_map(|unit| unit.view.tensors.iter().zip(&unit.segments))
+        .map(|(t, &s)| (t, s as usize))
+}
+
+/// Bytes of the system for a tensor, and of the weights beside it.
+fn held(segment: &Segment, solve: &Solve, method: &dyn Method) -> u64 {
+    let deltas = 4 * solve.inputs * solve.outputs;
+    // Values of a few rows, and of a block.
+    let values = 2 * solve.chunk() + 64 * crate::method::BLOCK as u64;
+    let models = if solve.models == Models::Held { segment.other_bytes() } else { 0 };
+    method.solver_bytes(solve.matrix()) + deltas + values + models
+}
+
+/// Has the models held for statistics that would be read once more, wherever the tensor then takes at most `room`. Returns
+/// whether there are such tensors.
+pub(super) fn hold(
+    segments: &mut [Segment],
+    units: &[Unit],
+    method: &dyn Method,
+    room: u64,
+) -> bool {
+    let mut any = false;
+    for (_, at) in tensors(units) {
+        let segment = &segments[at];
+        let Some(solve) = segment.solve().filter(|solve| solve.models == Models::Again) else {
+            continue;
+        };
+        let solve = Solve { models: Models::Held, ..solve.clone() };
+        if held(segment, &solve, method) <= room {
+            segments[at].told = Told::Grams(Arc::new(solve));
+            any = true;
+        }
+    }
+    any
 }
