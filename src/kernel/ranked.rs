@@ -1,32 +1,37 @@
 //! Odds that depend on the rank of an element's magnitude among others, mostly without finding ranks.
 //!
-//! An element is kept if its random number lies below a limit that depends on its rank. Most numbers lie below all limits, or
-//! below none. For the others, a rank between two bounds is often enough: magnitudes are counted in narrow buckets, so that
-//! the rank is known but for the place in the bucket. What is still open then has its rank counted.
+//! An element is kept if its random number lies below a limit that depends on its rank. Limits lie near a straight line, so that it is
+//! enough to know the rank to within a few. Magnitudes are counted in narrow buckets; where all in a bucket are alike, as differences
+//! of two bf16 mostly are, the rank is even known exactly: they follow each other in their order. What is still open then has its rank
+//! counted.
 
 use super::dispatch::Lanes;
 use super::keys;
 use super::pack::{self, GROUP};
 use super::random;
 
-/// Buckets of magnitudes: the upper half of a float's bits, 128 to each power of two, for the sixteen largest powers of two. What is
-/// smaller shares the first one.
-const BUCKETS: usize = 2048;
-/// Buckets lie in as many columns, one below the other, so that counts are added up in vectors.
+/// Low bits of a float that its bucket does not depend on, but for whether there are any: 64 buckets to each power of two.
+const LOW: u32 = 17;
+/// Pairs of buckets of magnitudes, for the sixteen largest powers of two. What is smaller shares the first pair.
+const PAIRS: usize = 1024;
+/// The first of a pair is for plain elements: those without low bits, which are all alike. The second one is for the others, which are
+/// larger than these.
+const BUCKETS: usize = 2 * PAIRS;
+/// Pairs lie in as many columns, one below the other, so that counts are added up in vectors.
 const COLUMNS: usize = 16;
-const HEIGHT: usize = BUCKETS / COLUMNS;
+const HEIGHT: usize = PAIRS / COLUMNS;
 
 /// The most elements: ranks fit in 16 bits.
 const MOST: usize = u16::MAX as usize;
 /// The most ranks to count one by one. Sorting is cheaper beyond.
 const COUNTED: usize = 128;
-/// More elements than this have their places in their buckets counted together.
-const FEW: usize = 64;
 
 /// What `mark_ranked` makes of elements that are kept: less than this.
 pub const MARK: u32 = 1;
 const KEPT: u32 = 0;
 const DROPPED: u32 = u32::MAX;
+/// Not known yet.
+const OPEN: u32 = MARK;
 
 /// Limits of random numbers for each rank: a straight line, rounded.
 #[derive(Debug, Default)]
@@ -78,36 +83,33 @@ impl Limits {
 pub struct Places {
     /// Of each element, the place of its bucket.
     buckets: Vec<u16>,
-    /// Elements whose numbers alone do not tell, their buckets, and the ranks that have such limits. As bits: see [`pack`].
-    open: [Vec<f32>; 3],
-    /// Elements with something in the lower half of their bits.
-    odd: Vec<f32>,
-    /// Elements in each bucket.
-    counts: Box<[u32; BUCKETS]>,
-    /// Elements in the buckets above each in its column.
-    starts: Box<[u32; BUCKETS]>,
-    /// Buckets with several magnitudes.
-    mixed: Box<[bool; BUCKETS]>,
-    /// Elements whose buckets do not tell, either.
-    unsure: Vec<u32>,
     /// How many elements of its bucket are before each.
-    before: Vec<u32>,
+    before: Vec<u16>,
+    /// What is known of the ranks in the bucket of each: see `find_bounds`.
+    bounds: Vec<u32>,
+    /// Elements in each bucket: those of the first ones of all pairs, then those of the second ones.
+    counts: Box<[u16; BUCKETS]>,
+    /// The same of each bucket.
+    table: Box<[u32; BUCKETS]>,
+    /// Elements in each pair of buckets.
+    all: Box<[u32; PAIRS]>,
+    /// Elements whose buckets do not tell.
+    unsure: Vec<u32>,
 }
 
 impl Places {
     /// Bytes for rows of up to so many elements, at most: longer ones than can be ranked take none.
     pub fn most_bytes(len: u64) -> u64 {
         let len = len.min(MOST as u64);
-        // Half a word for the bucket of each, four lists, places before each, and what is unsure in a vector that has grown.
-        len * 2 + 4 * (len + GROUP as u64) * 4 + len * 4 + len * 8 + BUCKETS as u64 * 9
+        // Two half words and a word for each, and what is unsure in a vector that has grown.
+        len * 8 + len * 8 + BUCKETS as u64 * 8
     }
 
     /// Bytes that are taken.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        let lists = self.open.iter().chain([&self.odd]).map(Vec::capacity).sum::<usize>();
-        let words = lists + self.unsure.capacity() + self.before.capacity();
-        self.buckets.capacity() * 2 + words * 4 + BUCKETS * 9
+        let halves = self.buckets.capacity() + self.before.capacity();
+        halves * 2 + (self.bounds.capacity() + self.unsure.capacity()) * 4 + BUCKETS * 8
     }
 }
 
@@ -115,13 +117,12 @@ impl Default for Places {
     fn default() -> Self {
         Self {
             buckets: Vec::new(),
-            open: Default::default(),
-            odd: Vec::new(),
-            counts: Box::new([0; BUCKETS]),
-            starts: Box::new([0; BUCKETS]),
-            mixed: Box::new([false; BUCKETS]),
-            unsure: Vec::new(),
             before: Vec::new(),
+            bounds: Vec::new(),
+            counts: Box::new([0; BUCKETS]),
+            table: Box::new([0; BUCKETS]),
+            all: Box::new([0; PAIRS]),
+            unsure: Vec::new(),
         }
     }
 }
@@ -145,210 +146,169 @@ pub(super) fn mark_ranked(
     if len > MOST || len != limits.len() || last < first {
         return false;
     }
-    let floor = (keys::max_magnitude_bits(values) >> 16).saturating_sub(BUCKETS as u32 - 1);
-    places.buckets.resize(len, 0);
-    // A group is written whole.
-    places.open.iter_mut().for_each(|list| list.resize(len + GROUP, 0.0));
-    places.odd.resize(len + GROUP, 0.0);
-    let (some, strange) =
-        sort_out(lanes, (values, numbers), (first, last), limits.slope, floor, places, marks);
-
-    let Places { buckets, open, odd, counts, starts, mixed, unsure, before } = places;
+    let floor = (keys::max_magnitude_bits(values) >> LOW).saturating_sub(PAIRS as u32 - 1);
+    let Places { buckets, before, bounds, counts, table, all, unsure } = places;
+    buckets.resize(len, 0);
+    before.resize(len, 0);
+    bounds.resize(len, 0);
+    find_buckets(values, floor, buckets);
     counts.fill(0);
-    for &bucket in &*buckets {
-        counts[usize::from(bucket) % BUCKETS] += 1;
-    }
-    let columns = add_up(counts, starts);
+    count(buckets, counts, before);
+    find_bounds(counts, all, table);
+    look_up(buckets, table, bounds);
+    compare((values, numbers), (bounds, before), limits, (first, last), marks);
+    list_open(lanes, marks, unsure);
 
-    unsure.clear();
-    let [elements, theirs, ranks] = open;
-    for ((element, bucket), rank) in elements[..some].iter().zip(&*theirs).zip(&*ranks) {
-        let (bucket, rank) = (bucket.to_bits() as usize % BUCKETS, rank.to_bits());
-        let start = starts[bucket] + columns[bucket % COLUMNS];
-        let sure = start >= rank + limits.slack;
-        marks[element.to_bits() as usize] = if sure { KEPT } else { DROPPED };
-        if !sure && start + counts[bucket] + limits.slack > rank {
-            unsure.push(element.to_bits());
-        }
-    }
-    if unsure.is_empty() {
-        return true;
-    }
-
-    let all_mixed = find_mixed(&odd[..strange], buckets, mixed);
-    let together = unsure.len() > FEW && !all_mixed;
-    if together {
-        counts.fill(0);
-        before.clear();
-        before.extend(buckets.iter().map(|&bucket| {
-            let count = &mut counts[usize::from(bucket) % BUCKETS];
-            *count += 1;
-            *count - 1
-        }));
-    }
     let mut counted = 0;
     for &e in &*unsure {
         let e = e as usize;
-        let bucket = usize::from(buckets[e]) % BUCKETS;
-        let rank = if all_mixed || mixed[bucket] {
+        let rank = if bounds[e] >> 16 == 0 {
+            bounds[e] as usize + usize::from(before[e])
+        } else {
             counted += 1;
             if counted > COUNTED {
                 return false;
             }
             count_rank(values, e)
-        } else {
-            (starts[bucket] + columns[bucket % COLUMNS]) as usize
-                + if together { before[e] as usize } else { count_before(buckets, e) }
         };
         marks[e] = if numbers[e] < limits.each[rank] { KEPT } else { DROPPED };
     }
     true
 }
 
-/// Finds the buckets of elements, marks those whose numbers lie below all limits or below none, and lists the others but for
-/// zeros; and those with something in the lower half of their bits. Returns how many are in either list.
+/// Counts the elements in each bucket, and for each element those before it in its bucket.
 #[inline(always)]
-fn sort_out(
-    lanes: Lanes,
-    (values, numbers): (&[f32], &[u32]),
-    limits: (u32, u32),
-    slope: f32,
-    floor: u32,
-    places: &mut Places,
-    marks: &mut [u32],
-) -> (usize, usize) {
-    let (mut some, mut strange) = (0, 0);
-    let Places { buckets, open: [elements, theirs, ranks], odd, .. } = places;
-    let (full, rest) = values.as_chunks::<GROUP>();
-    let (numbers, numbers_rest) = numbers.as_chunks::<GROUP>();
-    let (buckets, buckets_rest) = buckets.as_chunks_mut::<GROUP>();
-    let (marks, marks_rest) = marks.as_chunks_mut::<GROUP>();
-    let groups = full.iter().zip(numbers).zip(buckets).zip(marks);
-    for (at, (((values, numbers), buckets), marks)) in groups.enumerate() {
-        let group = sort_out_group((values, numbers), limits, slope, floor, at * GROUP);
-        (*buckets, *marks) = (group.places, group.marks);
-        let (open, lower) = (pack::mask(lanes, &group.open), pack::mask(lanes, &group.lower));
-        put(lanes, open, &group.elements, &mut elements[some..]);
-        put(lanes, open, &group.buckets, &mut theirs[some..]);
-        some += put(lanes, open, &group.ranks, &mut ranks[some..]);
-        strange += put(lanes, lower, &group.elements, &mut odd[strange..]);
-    }
-    if !rest.is_empty() {
-        // Zeros are not listed.
-        let (mut values, mut numbers) = ([0.0; GROUP], [0; GROUP]);
-        values[..rest.len()].copy_from_slice(rest);
-        numbers[..rest.len()].copy_from_slice(numbers_rest);
-        let at = full.len() * GROUP;
-        let group = sort_out_group((&values, &numbers), limits, slope, floor, at);
-        buckets_rest.copy_from_slice(&group.places[..rest.len()]);
-        marks_rest.copy_from_slice(&group.marks[..rest.len()]);
-        let (open, lower) = (pack::mask(lanes, &group.open), pack::mask(lanes, &group.lower));
-        put(lanes, open, &group.elements, &mut elements[some..]);
-        put(lanes, open, &group.buckets, &mut theirs[some..]);
-        some += put(lanes, open, &group.ranks, &mut ranks[some..]);
-        strange += put(lanes, lower, &group.elements, &mut odd[strange..]);
-    }
-    (some, strange)
-}
-
-/// What there is to know about a few elements.
-struct Group {
-    places: [u16; GROUP],
-    marks: [u32; GROUP],
-    /// Not zero for those that are listed.
-    open: [u32; GROUP],
-    lower: [u32; GROUP],
-    elements: [f32; GROUP],
-    buckets: [f32; GROUP],
-    ranks: [f32; GROUP],
-}
-
-#[inline(always)]
-fn sort_out_group(
-    (values, numbers): (&[f32; GROUP], &[u32; GROUP]),
-    (first, last): (u32, u32),
-    slope: f32,
-    floor: u32,
-    at: usize,
-) -> Group {
-    let mut group = Group {
-        places: [0; GROUP],
-        marks: [0; GROUP],
-        open: [0; GROUP],
-        lower: [0; GROUP],
-        elements: [0.0; GROUP],
-        buckets: [0.0; GROUP],
-        ranks: [0.0; GROUP],
+fn count(buckets: &[u16], counts: &mut [u16; BUCKETS], before: &mut [u16]) {
+    let mut next = |bucket: usize| {
+        let count = &mut counts[bucket % BUCKETS];
+        let before = *count;
+        *count += 1;
+        before
     };
-    for k in 0..GROUP {
-        let (key, number) = (values[k].to_bits() & 0x7fff_ffff, numbers[k]);
-        let bucket = (key >> 16).max(floor) - floor;
-        let place = (bucket % HEIGHT as u32) * COLUMNS as u32 + bucket / HEIGHT as u32;
-        group.places[k] = place as u16;
-        group.buckets[k] = f32::from_bits(place);
-        group.marks[k] = if number < first { KEPT } else { DROPPED };
-        group.open[k] = u32::from(number.wrapping_sub(first) < last - first) & u32::from(key != 0);
-        group.lower[k] = key & 0xffff;
-        group.elements[k] = f32::from_bits((at + k) as u32);
-        // Adding 2^23 leaves the rank, rounded, in the low bits. Below the first limit it has no meaning.
-        let rank = number.wrapping_sub(first) as i32 as f32 * slope + 8_388_608.0;
-        group.ranks[k] = f32::from_bits(rank.to_bits() & 0x007f_ffff);
-    }
-    group
-}
-
-/// Writes what a mask wants of a group to the front of a list; returns how much that is.
-#[inline(always)]
-fn put(lanes: Lanes, mask: u16, from: &[f32; GROUP], to: &mut [f32]) -> usize {
-    // There is room for one group more than there are elements.
-    if let Some(to) = to.first_chunk_mut() {
-        pack::pack(lanes, mask, from, to);
-    }
-    mask.count_ones() as usize
-}
-
-/// For each bucket, the elements in the buckets above it in its column; for each column, those in the columns before it.
-#[inline(always)]
-fn add_up(counts: &[u32; BUCKETS], starts: &mut [u32; BUCKETS]) -> [u32; COLUMNS] {
-    let mut columns = [0u32; COLUMNS];
-    let (counts, starts) = (counts.as_chunks::<COLUMNS>().0, starts.as_chunks_mut::<COLUMNS>().0);
-    for (starts, counts) in starts.iter_mut().zip(counts) {
-        *starts = columns;
-        for (column, count) in columns.iter_mut().zip(counts) {
-            *column += count;
+    let (buckets, buckets_rest) = buckets.as_chunks::<4>();
+    let (before, before_rest) = before.as_chunks_mut::<4>();
+    for (buckets, before) in buckets.iter().zip(before) {
+        // Loaded and stored together.
+        let [a, b, c, d] = buckets.map(u64::from);
+        let four = a | b << 16 | c << 32 | d << 48;
+        let mut all = 0;
+        for k in 0..4 {
+            all |= u64::from(next((four >> (16 * k)) as usize)) << (16 * k);
         }
+        *before = [all as u16, (all >> 16) as u16, (all >> 32) as u16, (all >> 48) as u16];
     }
+    for (bucket, before) in buckets_rest.iter().zip(before_rest) {
+        *before = next(usize::from(*bucket));
+    }
+}
+
+/// Finds what is known of the bucket of each element.
+#[inline(always)]
+fn look_up(buckets: &[u16], table: &[u32; BUCKETS], bounds: &mut [u32]) {
+    for (&bucket, bounds) in buckets.iter().zip(bounds) {
+        *bounds = table[usize::from(bucket) % BUCKETS];
+    }
+}
+
+/// Finds the place of the bucket of each element.
+#[inline(always)]
+fn find_buckets(values: &[f32], floor: u32, buckets: &mut [u16]) {
+    for (value, bucket) in values.iter().zip(buckets) {
+        let key = value.to_bits() & 0x7fff_ffff;
+        let pair = (key >> LOW).max(floor) - floor;
+        // What shares the first pair is not alike.
+        let second = u32::from(key & ((1 << LOW) - 1) != 0) | u32::from(pair == 0);
+        let place = (pair % HEIGHT as u32) * COLUMNS as u32 + pair / HEIGHT as u32;
+        *bucket = (second * PAIRS as u32 + place) as u16;
+    }
+}
+
+/// Finds for each bucket the number of elements in those of smaller magnitudes; and, in the upper sixteen bits, how many are in it if
+/// these need not be alike, else zero.
+#[inline(always)]
+fn find_bounds(counts: &[u16; BUCKETS], all: &mut [u32; PAIRS], bounds: &mut [u32; BUCKETS]) {
+    let (plain, others) = counts.split_at(PAIRS);
+    for ((all, &plain), &others) in all.iter_mut().zip(plain).zip(others) {
+        *all = u32::from(plain + others);
+    }
+    let (starts, bounds) = bounds.split_at_mut(PAIRS);
+    let mut columns = add_up(all, [0; COLUMNS], starts);
     let mut sum = 0;
     for column in &mut columns {
         (*column, sum) = (sum, sum + *column);
     }
+    add_up(all, columns, starts);
+    let counts = plain.iter().zip(others);
+    for ((bounds, start), (&plain, &others)) in bounds.iter_mut().zip(&*starts).zip(counts) {
+        *bounds = (start + u32::from(plain)) | u32::from(others) << 16;
+    }
+}
+
+/// Finds for each count the sum of those above it in its column, and of the number that the column begins with. Returns the sums of whole
+/// columns.
+#[inline(always)]
+fn add_up(counts: &[u32], mut columns: [u32; COLUMNS], sums: &mut [u32]) -> [u32; COLUMNS] {
+    let (counts, sums) = (counts.as_chunks::<COLUMNS>().0, sums.as_chunks_mut::<COLUMNS>().0);
+    for (sums, counts) in sums.iter_mut().zip(counts) {
+        *sums = columns;
+        for (column, count) in columns.iter_mut().zip(counts) {
+            *column += count;
+        }
+    }
     columns
 }
 
-/// Marks the buckets that may hold several magnitudes, given the elements that have something in the lower half of their bits: a bucket
-/// without such elements holds one. Differences of two bf16 rarely have. Returns whether to take all buckets for such.
+/// Marks elements by what is known of their ranks: as [`OPEN`] if that is not enough.
 #[inline(always)]
-fn find_mixed(odd: &[f32], buckets: &[u16], mixed: &mut [bool; BUCKETS]) -> bool {
-    if odd.len() > buckets.len() / 4 {
-        return true;
+fn compare(
+    (values, numbers): (&[f32], &[u32]),
+    (bounds, before): (&[u32], &[u16]),
+    limits: &Limits,
+    (first, last): (u32, u32),
+    marks: &mut [u32],
+) {
+    let known = bounds.iter().zip(before);
+    let elements = values.iter().zip(numbers).zip(known).zip(marks);
+    for (((value, &number), (bounds, &before)), mark) in elements {
+        // Adding 2^23 leaves the rank that has such a limit, rounded, in the low bits. Below the first limit it has no meaning.
+        let above = number.wrapping_sub(first);
+        let line = above as i32 as f32 * limits.slope + 8_388_608.0;
+        let (limit, several) = (line.to_bits() & 0x007f_ffff, bounds >> 16);
+        let rank = (bounds & 0xffff) + (u32::from(before) & flag(several == 0));
+        let between = flag(above < last - first);
+        let kept = flag(number < first) | (between & flag(rank >= limit + limits.slack));
+        let dropped = !between | flag(rank + several + limits.slack <= limit);
+        // Zeros are as they come.
+        let open = !(kept | dropped) & flag(*value != 0.0);
+        *mark = !kept & (!open | OPEN);
     }
-    mixed.fill(false);
-    // What is too small for a bucket of its own.
-    mixed[0] = true;
-    for element in odd {
-        mixed[usize::from(buckets[element.to_bits() as usize]) % BUCKETS] = true;
-    }
-    false
 }
 
-/// How many elements before this one are in its bucket.
+/// All ones or none: compilers make branches of what is chosen.
 #[inline(always)]
-fn count_before(buckets: &[u16], e: usize) -> usize {
-    let (bucket, mut count) = (buckets[e], 0u16);
-    for other in &buckets[..e] {
-        count += u16::from(*other == bucket);
+fn flag(is: bool) -> u32 {
+    u32::from(is).wrapping_neg()
+}
+
+/// Lists the elements that are marked as [`OPEN`].
+#[inline(always)]
+fn list_open(lanes: Lanes, marks: &[u32], list: &mut Vec<u32>) {
+    list.clear();
+    let (full, rest) = marks.as_chunks::<GROUP>();
+    let mut last = [DROPPED; GROUP];
+    last[..rest.len()].copy_from_slice(rest);
+    for (first, marks) in (0..).step_by(GROUP).zip(full.iter().chain([&last])) {
+        let mut flags = [0; GROUP];
+        for k in 0..GROUP {
+            flags[k] = flag(marks[k] == OPEN);
+        }
+        let mut mask = pack::mask(lanes, &flags);
+        // Few masks have any.
+        while mask != 0 {
+            list.push(first + mask.trailing_zeros());
+            mask &= mask - 1;
+        }
     }
-    usize::from(count)
 }
 
 /// The rank of an element's magnitude.
