@@ -198,6 +198,25 @@ fn what_is_damaged_or_does_not_belong_is_refused() {
     on("base", "kept").success();
 }
 
+#[test]
+fn a_base_that_is_an_expert_too_is_refused_at_once() {
+    let dir = TempDir::new().unwrap();
+    let dir = dir.path();
+    write_family(dir, &models(2, Dtype::BF16, 5), &[1]);
+    for (more, key) in [
+        (&["--components", "kept"][..], "--components: base is the base and one of the experts"),
+        (&["--method", "emr"], "merge_method: base is the base and one of the experts"),
+    ] {
+        for args in [&["plan"][..], &["merge", "--out", "out"]] {
+            let mut command = reflow();
+            command.current_dir(dir).args(args).args(["--base", "base"]);
+            command.args(["--expert", "expert1", "--expert", "base"]).args(more);
+            command.assert().code(2).stderr(contains(key));
+            assert!(!dir.join("out.partial").exists() && !dir.join("kept").exists());
+        }
+    }
+}
+
 /// What is told of components is no more to be trusted than any other file, though its check is right.
 #[test]
 fn what_cannot_be_is_damage_whatever_its_check_says() {

@@ -260,6 +260,13 @@ pub(super) fn beside(
             "whose chat template is taken depends on all models; name one or leave it out",
         );
     }
+    let base = recipe.base.as_deref();
+    if let Some(model) = recipe.models.iter().find(|model| Some(&*model.path) == base) {
+        let path = model.path.display();
+        return refuse(&format!(
+            "{path} is the base and one of the experts, too; leave it out of the experts (its task vector is zero)"
+        ));
+    }
     if inputs.has_base && inputs.donor().adapter.is_some() {
         return refuse("the base has an adapter; merge it into the base first");
     }
