@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::components::Grown;
 use super::reading::read_file;
+use crate::checkpoint::components::HEAD;
 use crate::engine::sink::{SinkError, Storage, StoredFile, durable};
 use crate::error::Error;
 
@@ -92,10 +93,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Whether every run of bytes ends where a file can.
+    /// Whether every run of bytes ends where a file can, and components have their head.
     fn is_possible(&self) -> bool {
         (self.extents.iter().chain(&self.open))
             .all(|written| written.offset.checked_add(written.bytes).is_some())
+            && self.components.as_ref().is_none_or(|grown| grown.bytes >= HEAD)
     }
 
     /// Whether it speaks of bytes in this range of this shard.
@@ -341,5 +343,15 @@ mod tests {
         assert_eq!(counted(&[by(1), by(3), by(2), by(3)]), 2);
         let foreign = Record { plan: "q".to_owned(), ..record(1) };
         assert_eq!(counted(&[by(1), foreign, by(1)]), 1);
+    }
+
+    #[test]
+    fn what_no_file_can_hold_does_not_count() {
+        let grown = |bytes| Record { components: Some(Grown { bytes }), ..record(1) };
+        let far = Written { shard: 0, offset: u64::MAX, bytes: 1, blake3: "0".to_owned() };
+        let beyond = Record { open: Some(far), ..record(1) };
+        for (record, counts) in [(grown(HEAD), 1), (grown(HEAD - 1), 0), (beyond, 0)] {
+            assert_eq!(parse(line(&record).as_bytes(), "p").len(), counts, "{record:?}");
+        }
     }
 }
