@@ -195,22 +195,34 @@ impl Frame {
         }
     }
 
-    /// The frame as it is stored.
+    /// The frame as it is stored, of shares; [`Packed`](super::unified::Packed) stores the others.
     ///
     /// # Errors
     /// What zstd says.
-    pub fn store(&self, kind: Kind) -> std::io::Result<Vec<u8>> {
+    pub fn store(&self) -> std::io::Result<Vec<u8>> {
         let mut raw = Vec::new();
-        match kind {
-            Kind::Shares => self.rows.iter().for_each(|row| pack(row, &mut raw)),
-            Kind::Unified => unified::pack(&self.rows, &self.sums, &mut raw),
+        self.rows.iter().for_each(|row| pack(row, &mut raw));
+        self.seal(&raw)
+    }
+
+    /// The frame as it is stored, of either kind, from lists of its entries.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn store_as(&self, kind: Kind) -> std::io::Result<Vec<u8>> {
+        if kind == Kind::Shares {
+            return self.store();
         }
+        let mut raw = Vec::new();
+        unified::pack(&self.rows, &self.sums, &mut raw);
+        self.seal(&raw)
+    }
+
+    fn seal(&self, raw: &[u8]) -> std::io::Result<Vec<u8>> {
         let entries: usize = self.rows.iter().map(Vec::len).sum();
-        let raw = if self.is_empty() { &[] } else { &raw[..] };
+        let raw = if self.is_empty() { &[] } else { raw };
         seal((self.tensor, self.number), self.base, entries as u32, raw)
     }
 
-    /// Reads what [`Frame::store`] made, from the start of `bytes`; returns its length there.
+    /// Reads what was stored, of this form, from the start of `bytes`; returns its length there.
     ///
     /// # Errors
     /// If any byte of it is another.
@@ -346,7 +358,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_frame_comes_back_as_it_was_or_not_at_all(frame in frames(), bit in any::<prop::sample::Index>(), more in any::<u8>()) {
-            let mut stored = frame.store(Kind::Shares).unwrap();
+            let mut stored = frame.store().unwrap();
             let (form, len) = (of(frame.rows.len()), stored.len());
             stored.push(more);
             prop_assert_eq!(Frame::load(&stored, form), Ok((frame, len)));
@@ -383,7 +395,7 @@ mod tests {
     fn what_has_no_entry_is_a_head_that_names_the_base() {
         for form in [of(2), Form { kind: Kind::Unified, experts: 2 }] {
             let frame = Frame { tensor: 5, number: 6, base: [7; 32], ..Frame::new(form) };
-            let stored = frame.store(form.kind).unwrap();
+            let stored = frame.store_as(form.kind).unwrap();
             assert_eq!(stored.len(), FRAME_HEAD);
             assert_eq!(Frame::load(&stored, form), Ok((frame, FRAME_HEAD)));
         }
@@ -399,7 +411,7 @@ mod tests {
             rows: vec![vec![(FRAME - 1, -1.0)], full],
             sums: Vec::new(),
         };
-        let stored = frame.store(Kind::Shares).unwrap();
+        let stored = frame.store().unwrap();
         assert_eq!(Frame::load(&stored, of(2)), Ok((frame, stored.len())));
     }
 }

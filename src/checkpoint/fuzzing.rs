@@ -325,10 +325,10 @@ fn framed(frame: &Frame, form: Form) {
         assert!(frame.rows.iter().flatten().all(|(_, value)| value.is_finite()));
         assert!(frame.sums.iter().all(|sum| sum.is_finite() && *sum >= 0.0));
     }
-    let stored = frame.store(form.kind).unwrap_or_default();
+    let stored = frame.store_as(form.kind).unwrap_or_default();
     let again = Frame::load(&stored, form);
     assert!(again.as_ref().is_ok_and(|&(_, len)| len == stored.len()), "{again:?}");
     // Values may be anything in shares, so bits are compared.
-    let bytes = again.ok().and_then(|(again, _)| again.store(form.kind).ok());
+    let bytes = again.ok().and_then(|(again, _)| again.store_as(form.kind).ok());
     assert_eq!(bytes.as_deref(), Some(&*stored));
 }

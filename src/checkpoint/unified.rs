@@ -19,7 +19,8 @@ pub(super) fn largest(experts: usize) -> usize {
     4 + experts * (16 + FRAME as usize / 8) + 4 * FRAME as usize
 }
 
-/// Packs rows that agree wherever two of them have an entry.
+/// Packs rows that agree wherever two of them have an entry: what [`Packed`] does, from lists of entries.
+#[cfg(any(test, fuzzing))]
 pub(super) fn pack(rows: &[Vec<Entry>], sums: &[f64], raw: &mut Vec<u8>) {
     let span = rows.iter().filter_map(|row| row.last()).map(|(place, _)| place + 1).max();
     let span = span.unwrap_or(0) as usize;
@@ -105,7 +106,7 @@ impl Packed {
     }
 }
 
-/// Rows and sums of a payload; `None` if [`pack`] makes no such thing.
+/// Rows and sums of a payload; `None` if [`Packed`] makes no such thing.
 pub(super) fn unpack(mut raw: &[u8], experts: usize) -> Option<(Vec<Vec<Entry>>, Vec<f64>)> {
     let span = u32::from_le_bytes(take(&mut raw, 4)?.try_into().ok()?);
     if span > FRAME {
@@ -214,7 +215,7 @@ mod tests {
             bit in any::<prop::sample::Index>(),
             more in any::<u8>(),
         ) {
-            let mut stored = frame.store(Kind::Unified).unwrap();
+            let mut stored = frame.store_as(Kind::Unified).unwrap();
             let (form, len) = (form(frame.rows.len()), stored.len());
             stored.push(more);
             let (again, read) = Frame::load(&stored, form).unwrap();

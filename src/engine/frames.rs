@@ -213,7 +213,7 @@ mod tests {
                 rows: dense.iter().map(row).collect(),
                 sums: Vec::new(),
             };
-            bytes.extend(frame.store(Kind::Shares).unwrap());
+            bytes.extend(frame.store().unwrap());
         }
         starts.push(bytes.len() as u64);
         assert_eq!(starts[2] - starts[1], FRAME_HEAD as u64, "nothing is in it");

@@ -88,7 +88,7 @@ impl Framer {
         let Self { form, frame, packed, .. } = self;
         match form.kind {
             Kind::Shares => {
-                let stored = frame.store(form.kind)?;
+                let stored = frame.store()?;
                 let told = frame.told(stored.len());
                 Ok((stored, told))
             }
@@ -143,7 +143,7 @@ mod tests {
                         (frame.tensor, frame.number) = (4, (first / FRAME as usize) as u32);
                         let part = &base[2 * first..2 * end];
                         frame.base = *blake3::hash(part).as_bytes();
-                        expected.extend(frame.store(kind).unwrap());
+                        expected.extend(frame.store_as(kind).unwrap());
                         framer.finish((4, frame.number), part, &mut made).unwrap();
                         let told = made.told.last().unwrap();
                         assert_eq!(*told, frame.told(told.bytes as usize));
