@@ -31,6 +31,9 @@ const KINDS: [&[Entry]; 2] = [
     ],
 ];
 
+/// The only module of a model that is not told apart, as mergekit calls it.
+pub(crate) const WHOLE: &str = "default";
+
 /// The module whose layers slices may be about.
 pub(crate) const TEXT: &str = "text_decoder";
 
@@ -105,6 +108,6 @@ mod tests {
             let kind = Kind::with(known).unwrap();
             assert_eq!(kind.module_of(tensor), expected, "{tensor}");
         }
-        assert_eq!(Kind::with("default"), None);
+        assert_eq!(Kind::with(WHOLE), None);
     }
 }

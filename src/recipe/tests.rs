@@ -278,6 +278,26 @@ fn modules_are_made_of_slices_or_of_whole_models_with_the_base() {
 }
 
 #[test]
+fn the_only_module_is_a_part_that_is_known_or_told_to_be_the_whole() {
+    let only = |name: &str| {
+        let body = "{models: [{model: a, parameters: {weight: 1}}]}";
+        mergekits(&format!("merge_method: linear\nmodules:\n  {name}: {body}\n"))
+    };
+    for (name, parts, warned) in [("text_decoder", 1, 0), ("default", 0, 0), ("transformer", 0, 1)]
+    {
+        let (recipe, warnings) = only(name).unwrap();
+        assert_eq!((recipe.slices.len(), warnings.len()), (parts, warned), "{name}: {warnings:?}");
+        assert!(warnings.iter().all(|w| w.contains("transformer is none of the modules")));
+    }
+    for (name, meant) in
+        [("text_decodr", "text_decoder"), ("Encoder", "encoder"), ("defalt", "default")]
+    {
+        let meant = format!("did you mean {meant}?");
+        refused(only(name), &["line 3", &format!("the module {name:?} is unknown"), &meant]);
+    }
+}
+
+#[test]
 fn a_base_that_a_module_does_not_list_is_named_as_one_more_model() {
     let linear = "merge_method: linear\nbase_model: b\nmodules:\n  text_decoder: {models: [{model: b}, {model: x}]}\n  \
                   vision_tower: {models: [{model: x, parameters: {weight: 1}}]}\nparameters: {weight: 1}\n";

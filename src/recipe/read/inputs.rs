@@ -38,7 +38,7 @@ impl Reader<'_> {
             return Err(self.malformed("`modules` is empty"));
         };
         let kind = match modules {
-            [only] => modules::Kind::with(&only.name),
+            [only] => self.only_kind(only)?,
             _ => Some(self.kind(first, modules)?),
         };
         for module in modules {
@@ -66,6 +66,34 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// What the only module is a part of; nothing if it stands for the whole model. In mergekit that is `default`, or whatever
+    /// all names of an architecture that it does not know begin with.
+    fn only_kind(&mut self, only: &mergekit::Module) -> Result<Option<modules::Kind>, RecipeError> {
+        let kind = modules::Kind::with(&only.name);
+        if kind.is_none() && only.name != modules::WHOLE {
+            let known: Vec<&str> = modules::names().into_iter().chain([modules::WHOLE]).collect();
+            if suggestion(&only.name, known.iter().copied()).is_some() {
+                return Err(self.unknown(only, &known));
+            }
+            self.warnings.push(format!(
+                "modules: {} is none of the modules that are known ({}), and stands for the whole model; call it {} to \
+                 say so",
+                only.name,
+                modules::names().join(", "),
+                modules::WHOLE
+            ));
+        }
+        Ok(kind)
+    }
+
+    fn unknown(&self, module: &mergekit::Module, known: &[&str]) -> RecipeError {
+        let hint = match suggestion(&module.name, known.iter().copied()) {
+            Some(meant) => format!("did you mean {meant}?"),
+            None => format!("known: {}", known.join(", ")),
+        };
+        self.at(module.at, format!("the module {:?} is unknown; {hint}", module.name))
+    }
+
     /// What modules of these names are parts of.
     fn kind(
         &self,
@@ -73,20 +101,13 @@ impl Reader<'_> {
         modules: &[mergekit::Module],
     ) -> Result<modules::Kind, RecipeError> {
         let known = modules::names();
-        let unknown = |module: &mergekit::Module, known: &[&str]| {
-            let hint = match suggestion(&module.name, known.iter().copied()) {
-                Some(meant) => format!("did you mean {meant}?"),
-                None => format!("known: {}", known.join(", ")),
-            };
-            self.at(module.at, format!("the module {:?} is unknown; {hint}", module.name))
-        };
-        let kind = modules::Kind::with(&first.name).ok_or_else(|| unknown(first, &known))?;
+        let kind = modules::Kind::with(&first.name).ok_or_else(|| self.unknown(first, &known))?;
         match modules.iter().find(|module| !kind.names().contains(&&*module.name)) {
             Some(module) if known.contains(&&*module.name) => {
                 let text = format!("no model has both modules {} and {}", first.name, module.name);
                 Err(self.at(module.at, text))
             }
-            Some(module) => Err(unknown(module, &kind.names())),
+            Some(module) => Err(self.unknown(module, &kind.names())),
             None => Ok(kind),
         }
     }
