@@ -16,6 +16,7 @@ pub(super) use joint::judge_together;
 
 use super::dispatch::Lanes;
 use super::math::{EXP_SHORT, TanhForm, exp, exp_short, tanh, tanh_all, tanh_to_one};
+use super::pack::{GROUP, places, sides};
 use super::pcb::sparse::{Ceiling, LEAST, Left, MOST, PIECE};
 use super::pcb::{Bounds, SHIFT_ABOVE};
 
@@ -228,17 +229,38 @@ fn judge_chunk(
     *judged = Judged { below: judged.below + under, zeros: judged.zeros + zeros, largest };
 }
 
-/// Counts magnitude keys below `from`, and flags those in `from..=to`.
+/// Counts magnitude keys below `from` and those in `from..=to`, and notes the places of the latter at the front of `found`,
+/// which grows to the largest block once.
 #[inline(always)]
-pub(super) fn mark_magnitudes(values: &[f32], (from, to): (u32, u32), flags: &mut [u32]) -> u32 {
-    let width = to - from;
-    let mut below = 0;
-    for (flag, value) in flags.iter_mut().zip(values) {
-        let key = value.to_bits() & 0x7fff_ffff;
-        below += u32::from(key < from);
-        *flag = u32::from(key.wrapping_sub(from) <= width);
+pub(super) fn places_within(
+    lanes: Lanes,
+    values: &[f32],
+    span: (u32, u32),
+    found: &mut Vec<u32>,
+) -> [u32; 2] {
+    // Groups are stored whole.
+    let room = values.len() + GROUP;
+    if found.len() < room {
+        found.resize(room, 0);
     }
-    below
+    let (mut below, mut inside, mut first) = (0, 0, 0);
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    for group in groups {
+        let [under, within] = sides(lanes, group, span);
+        if let Some(to) = found[inside..].first_chunk_mut() {
+            places(lanes, within, first, to);
+        }
+        below += under.count_ones();
+        inside += within.count_ones() as usize;
+        first += GROUP as u32;
+    }
+    for (place, value) in (first..).zip(rest) {
+        let key = value.to_bits() & 0x7fff_ffff;
+        found[inside] = place;
+        below += u32::from(key < span.0);
+        inside += usize::from((span.0..=span.1).contains(&key));
+    }
+    [below, inside as u32]
 }
 
 /// Counts magnitude keys below `from`, and appends those in `from..=to`, which are few.

@@ -297,11 +297,15 @@ kernels! {
     fn keep_marked(marks: &[f32], values: &[f32], out: &mut [f32]) = thin::keep_marked;
 
     /// `out` = the values whose bits are set; bit `first` is that of the first value. Zero for the others.
-    fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f32]) = thin::keep_bits;
+    fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f32])
+        = [lanes] thin::keep_bits;
 
-    /// Appends the values whose flags are not zero to `packed`.
-    fn pack_flagged(flags: &[u32], values: &[f32], packed: &mut Vec<f32>)
-        = [lanes] thin::pack_flagged;
+    /// Notes in `noted`, a bit for each element, which magnitudes, as bits, are not below `least`.
+    fn note_from(values: &[f32], least: u32, noted: &mut [u16]) = [lanes] thin::note_from;
+
+    /// Appends the values that are noted to `packed`.
+    fn pack_noted(noted: &[u16], values: &[f32], packed: &mut Vec<f32>)
+        = [lanes] thin::pack_noted;
 
     /// How many magnitudes have these bits.
     fn count_magnitude(values: &[f32], key: u32) -> u64 = thin::count_magnitude;
@@ -441,13 +445,14 @@ kernels! {
         factor: f32, tau: &[f32], sum: &[f32], bounds: Bounds, rows: &mut Rows, out: &mut [f32],
     ) = bracket::rescore;
 
-    /// Counts the keys of magnitudes below a bracket of keys and flags those in it.
-    fn mark_magnitudes(values: &[f32], span: (u32, u32), flags: &mut [u32]) -> u32
-        = bracket::mark_magnitudes;
-
     /// Counts the keys of magnitudes below a bracket of keys and appends those in it to `found`.
     fn magnitudes_within(values: &[f32], span: (u32, u32), found: &mut Vec<u32>) -> u32
         = bracket::magnitudes_within;
+
+    /// Counts the keys of magnitudes below a bracket of keys and those in it, and notes the places of the latter among the
+    /// values at the front of `found`, which grows to what it needs.
+    fn places_within(values: &[f32], span: (u32, u32), found: &mut Vec<u32>) -> [u32; 2]
+        = [lanes] bracket::places_within;
 
     /// A bit for each flag that is not zero.
     fn mask(flags: &[u32; 16]) -> u16 = [lanes] pack::mask;

@@ -51,6 +51,63 @@ pub(super) fn pack(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32;
     }
 }
 
+/// Writes the places of the elements that a mask wants, of which the first one of the group has place `first`, to the front of
+/// `to`. What is behind them has no meaning then.
+#[inline(always)]
+pub(super) fn places(lanes: Lanes, mask: Mask, first: u32, to: &mut [u32; GROUP]) {
+    match lanes.level() {
+        // SAFETY: `Lanes` of a level are made only where it is available.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::places(mask, first, to) },
+        _ => {
+            let mut left = mask;
+            for to in to.iter_mut().take(mask.count_ones() as usize) {
+                *to = first + left.trailing_zeros();
+                left &= left - 1;
+            }
+        }
+    }
+}
+
+/// The elements whose magnitudes, as bits, are below `from`, and those that lie in `from..=to`.
+#[inline(always)]
+pub(super) fn sides(lanes: Lanes, values: &[f32; GROUP], (from, to): (u32, u32)) -> [Mask; 2] {
+    match lanes.level() {
+        // SAFETY: `Lanes` of a level are made only where it is available.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::sides(values, from, to) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::sides(values, from, to) },
+        _ => {
+            let key = |value: &f32| value.to_bits() & 0x7fff_ffff;
+            let all = |wanted: &dyn Fn(u32) -> bool| {
+                let bit = |mask, value| mask << 1 | Mask::from(wanted(key(value)));
+                values.iter().rev().fold(0, bit)
+            };
+            [all(&|key| key < from), all(&|key| (from..=to).contains(&key))]
+        }
+    }
+}
+
+/// `to` = the elements that a mask wants; zero for the others.
+#[inline(always)]
+pub(super) fn keep(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
+    match lanes.level() {
+        // SAFETY: `Lanes` of a level are made only where it is available.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2::keep(mask, from, to) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512::keep(mask, from, to) },
+        _ => {
+            for (lane, (to, &value)) in to.iter_mut().zip(from).enumerate() {
+                *to = if mask >> lane & 1 == 1 { value } else { 0.0 };
+            }
+        }
+    }
+}
+
 /// Writes the first elements of `from` to where a mask wants them, and leaves the others of `to` alone.
 #[inline(always)]
 pub(super) fn unpack(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
@@ -76,8 +133,11 @@ pub(super) fn unpack(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f3
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        _mm512_loadu_epi32, _mm512_loadu_ps, _mm512_mask_expand_ps, _mm512_maskz_compress_ps,
-        _mm512_storeu_ps, _mm512_test_epi32_mask,
+        _mm512_add_epi32, _mm512_and_epi32, _mm512_cmple_epu32_mask, _mm512_cmplt_epu32_mask,
+        _mm512_loadu_epi32, _mm512_loadu_ps, _mm512_mask_cmpge_epu32_mask, _mm512_mask_expand_ps,
+        _mm512_maskz_compress_epi32, _mm512_maskz_compress_ps, _mm512_maskz_loadu_ps,
+        _mm512_set1_epi32, _mm512_setr_epi32, _mm512_storeu_epi32, _mm512_storeu_ps,
+        _mm512_test_epi32_mask,
     };
 
     use super::{GROUP, Mask};
@@ -102,6 +162,39 @@ mod avx512 {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
+    pub(super) fn places(mask: Mask, first: u32, to: &mut [u32; GROUP]) {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let places = _mm512_add_epi32(_mm512_set1_epi32(first.cast_signed()), lanes);
+        // SAFETY: the store is of the whole group.
+        unsafe {
+            let packed = _mm512_maskz_compress_epi32(mask, places);
+            _mm512_storeu_epi32(to.as_mut_ptr().cast(), packed);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn sides(values: &[f32; GROUP], from: u32, to: u32) -> [Mask; 2] {
+        // SAFETY: the load is of the whole group.
+        let bits = unsafe { _mm512_loadu_epi32(values.as_ptr().cast()) };
+        let keys = _mm512_and_epi32(bits, _mm512_set1_epi32(0x7fff_ffff));
+        let (from, to) = [from, to].map(|key| _mm512_set1_epi32(key.cast_signed())).into();
+        let inside = _mm512_cmple_epu32_mask(keys, to);
+        [_mm512_cmplt_epu32_mask(keys, from), _mm512_mask_cmpge_epu32_mask(inside, keys, from)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn keep(mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
+        // SAFETY: load and store are of whole groups.
+        unsafe {
+            let kept = _mm512_maskz_loadu_ps(mask, from.as_ptr());
+            _mm512_storeu_ps(to.as_mut_ptr(), kept);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     pub(super) fn unpack(mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
         // SAFETY: loads and store are of whole groups.
         unsafe {
@@ -114,10 +207,11 @@ mod avx512 {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256i, _mm_loadl_epi64, _mm256_and_si256, _mm256_blendv_ps, _mm256_castsi256_ps,
-        _mm256_cmpeq_epi32, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32, _mm256_loadu_ps,
-        _mm256_loadu_si256, _mm256_movemask_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi32,
-        _mm256_setr_epi32, _mm256_setzero_si256, _mm256_storeu_ps,
+        __m256i, _mm_loadl_epi64, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps,
+        _mm256_castsi256_ps, _mm256_cmpeq_epi32, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi32,
+        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_epu32, _mm256_min_epu32,
+        _mm256_movemask_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_setr_epi32,
+        _mm256_setzero_si256, _mm256_storeu_ps,
     };
 
     use super::{GROUP, Mask};
@@ -166,6 +260,45 @@ mod avx2 {
         half(0) | half(HALF) << HALF
     }
 
+    /// The elements of a mask, as lanes of ones.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn spread(mask: Mask) -> __m256i {
+        let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        let wanted = _mm256_and_si256(_mm256_set1_epi32(mask.into()), bits);
+        _mm256_cmpgt_epi32(wanted, _mm256_setzero_si256())
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn sides(values: &[f32; GROUP], from: u32, to: u32) -> [Mask; 2] {
+        let (from, to) = [from, to].map(|key| _mm256_set1_epi32(key.cast_signed())).into();
+        let half = |at: usize| {
+            // SAFETY: `at` is the start of the first or of the second half.
+            let bits = unsafe { _mm256_loadu_si256(values.as_ptr().add(at).cast()) };
+            let keys = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+            let bits = |lanes| _mm256_movemask_ps(_mm256_castsi256_ps(lanes)) as Mask & 0xff;
+            let least = bits(_mm256_cmpeq_epi32(_mm256_max_epu32(keys, from), keys));
+            let most = bits(_mm256_cmpeq_epi32(_mm256_min_epu32(keys, to), keys));
+            [least ^ 0xff, least & most]
+        };
+        let ([below, inside], [under, within]) = (half(0), half(HALF));
+        [below | under << HALF, inside | within << HALF]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn keep(mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
+        for (at, mask) in [(0, mask & 0xff), (HALF, mask >> HALF)] {
+            // SAFETY: load and store are of eight elements.
+            unsafe {
+                let values = _mm256_loadu_ps(from.as_ptr().add(at));
+                let kept = _mm256_and_ps(values, _mm256_castsi256_ps(spread(mask)));
+                _mm256_storeu_ps(to.as_mut_ptr().add(at), kept);
+            }
+        }
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,popcnt")]
     pub(super) fn pack(mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
@@ -183,17 +316,14 @@ mod avx2 {
     #[inline]
     #[target_feature(enable = "avx2,popcnt")]
     pub(super) fn unpack(mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
-        let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         let mut left = 0;
         for (at, mask) in [(0, mask & 0xff), (HALF, mask >> HALF)] {
             // SAFETY: loads and stores are of eight elements; `left` is eight at most.
             unsafe {
                 let new = _mm256_loadu_ps(from.as_ptr().add(left));
                 let new = _mm256_permutevar8x32_ps(new, row(&UNPACKED, mask.into()));
-                let wanted = _mm256_and_si256(_mm256_set1_epi32(mask.into()), bits);
-                let wanted = _mm256_cmpgt_epi32(wanted, _mm256_setzero_si256());
                 let old = _mm256_loadu_ps(to.as_ptr().add(at));
-                let both = _mm256_blendv_ps(old, new, _mm256_castsi256_ps(wanted));
+                let both = _mm256_blendv_ps(old, new, _mm256_castsi256_ps(spread(mask)));
                 _mm256_storeu_ps(to.as_mut_ptr().add(at), both);
             }
             left += mask.count_ones() as usize;

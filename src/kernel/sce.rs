@@ -7,43 +7,83 @@ const COLUMNS: usize = 64;
 /// once.
 #[inline(always)]
 pub(super) fn variances(rows: &[&[f32]], out: &mut [f32]) {
-    let number = rows.len().max(1) as f64;
+    let Some((first, others)) = rows.split_first() else { return out.fill(0.0) };
     for (at, out) in (0..).step_by(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
         let len = out.len();
         let (mut mean, mut square) = ([0f64; COLUMNS], [0f64; COLUMNS]);
-        for (count, row) in (1u32..).zip(rows) {
-            let (mean, square, row) = (&mut mean[..len], &mut square[..len], &row[at..at + len]);
-            let divisor = f64::from(count);
-            if count.is_power_of_two() {
-                // The same bits without a division.
-                take_in(mean, square, row, Share::Times(1.0 / divisor));
-            } else {
-                take_in(mean, square, row, Share::Over(divisor));
+        let (mean, square) = (&mut mean[..len], &mut square[..len]);
+        for (mean, &x) in mean.iter_mut().zip(&first[at..at + len]) {
+            *mean = x.into();
+        }
+        for (count, row) in (2..).zip(others) {
+            let row = &row[at..at + len];
+            // A loop for each way.
+            match Divisor::new(count) {
+                Divisor::Power(by) => take_in(mean, square, row, Divisor::Power(by)),
+                Divisor::Above(by) => take_in(mean, square, row, Divisor::Above(by)),
+                Divisor::Other(by) => take_in(mean, square, row, Divisor::Other(by)),
             }
         }
-        for (out, square) in out.iter_mut().zip(&square[..len]) {
-            *out = (square / number) as f32;
+        match Divisor::new(rows.len() as u32) {
+            Divisor::Power(by) => finish(square, Divisor::Power(by), out),
+            Divisor::Above(by) => finish(square, Divisor::Above(by), out),
+            Divisor::Other(by) => finish(square, Divisor::Other(by), out),
         }
     }
 }
 
-/// What a value weighs in the mean of it and those before it.
-#[derive(Clone, Copy)]
-enum Share {
-    Times(f64),
-    Over(f64),
-}
-
 /// Takes one value more in each column into mean and sum of squares.
 #[inline(always)]
-fn take_in(mean: &mut [f64], square: &mut [f64], row: &[f32], share: Share) {
+fn take_in(mean: &mut [f64], square: &mut [f64], row: &[f32], count: Divisor) {
     for ((mean, square), &x) in mean.iter_mut().zip(square).zip(row) {
         let delta = f64::from(x) - *mean;
-        *mean += match share {
-            Share::Times(factor) => delta * factor,
-            Share::Over(count) => delta / count,
-        };
+        *mean += count.quotient(delta);
         *square += delta * (f64::from(x) - *mean);
+    }
+}
+
+#[inline(always)]
+fn finish(square: &[f64], number: Divisor, out: &mut [f32]) {
+    for (out, &square) in out.iter_mut().zip(square) {
+        *out = number.quotient(square) as f32;
+    }
+}
+
+/// A way to divide by a small number. All of them give the quotient, rounded once.
+#[derive(Clone, Copy)]
+enum Divisor {
+    /// By its inverse: of a power of two, which is exact.
+    Power(f64),
+    /// By the inverse, and what that leaves: of one more than this power of two.
+    Above(f64),
+    /// By division, which takes many times as long as all else here.
+    Other(f64),
+}
+
+impl Divisor {
+    fn new(number: u32) -> Self {
+        match number {
+            _ if number.is_power_of_two() => Self::Power(1.0 / f64::from(number)),
+            _ if (number - 1).is_power_of_two() => Self::Above(f64::from(number - 1)),
+            _ => Self::Other(number.into()),
+        }
+    }
+
+    /// Of a number that is far from the least and the greatest ones, or zero: then with either sign.
+    #[inline(always)]
+    fn quotient(self, x: f64) -> f64 {
+        match self {
+            Self::Power(inverse) => x * inverse,
+            Self::Above(power) => {
+                // Both differences are exact, since what is subtracted is at least half of what it is subtracted from, and at
+                // most twice. A quotient is never closer to the middle of two numbers than a small part of their distance.
+                let inverse = 1.0 / (power + 1.0);
+                let near = x * inverse;
+                let rest = (x - power * near) - near;
+                near + rest * inverse
+            }
+            Self::Other(number) => x / number,
+        }
     }
 }
 
@@ -79,7 +119,69 @@ pub(super) fn divide_at_least(divisors: &[f32], least: f32, out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::Divisor;
     use crate::kernel::Kernels;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_way_to_divide_gives_the_rounded_quotient(
+            number in 1u32..140,
+            mantissa in prop_oneof![any::<u64>(), (0u64..64).prop_map(|bit| 1 << bit), 0u64..999],
+            multiple in any::<bool>(),
+            off in -2i64..3,
+            exponent in -700i32..700,
+        ) {
+            // Quotients that are whole numbers of 53 bits, or next to one, among them.
+            let whole = mantissa >> 12 | 1;
+            let x = if multiple { whole as f64 * f64::from(number) } else { mantissa as f64 };
+            let x = f64::from_bits(x.to_bits().wrapping_add_signed(off));
+            prop_assume!(x.is_normal());
+            let x = x * 2f64.powi(exponent);
+            for x in [x, -x] {
+                let quotient = Divisor::new(number).quotient(x);
+                prop_assert_eq!(quotient.to_bits(), (x / f64::from(number)).to_bits());
+            }
+            prop_assert_eq!(Divisor::new(number).quotient(0.0), 0.0);
+        }
+    }
+
+    #[test]
+    fn variances_have_the_bits_of_welfords_way_with_divisions() {
+        let mut x = 9u32;
+        let mut next = || {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Magnitudes of all sizes, equal values, subnormals.
+            let scale = [1.0, 1e-3, 1e-20, 1e-38, 1e-44, 1e30][(x >> 5) as usize % 6];
+            ((x >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
+        };
+        for number in 1..=11 {
+            let mut rows: Vec<Vec<f32>> =
+                (0..number).map(|_| (0..700).map(|_| next()).collect()).collect();
+            for k in (0..700).step_by(7) {
+                let same = rows[0][k];
+                rows.iter_mut().for_each(|row| row[k] = same);
+            }
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            for kernels in Kernels::available() {
+                let mut variances = vec![9.0; 700];
+                kernels.variances(&rows, &mut variances);
+                for (k, variance) in variances.into_iter().enumerate() {
+                    let (mut mean, mut square) = (0f64, 0f64);
+                    for (count, row) in (1u32..).zip(&rows) {
+                        let delta = f64::from(row[k]) - mean;
+                        mean += delta / f64::from(count);
+                        square += delta * (f64::from(row[k]) - mean);
+                    }
+                    let expected = (square / f64::from(number)) as f32;
+                    assert_eq!(variance.to_bits(), expected.to_bits(), "{kernels:?} {number} {k}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn all_paths_give_the_bits_of_a_plain_loop() {

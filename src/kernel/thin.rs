@@ -1,7 +1,7 @@
 //! Leaving out elements of a row by their magnitudes.
 
 use super::dispatch::Lanes;
-use super::pack::{GROUP, mask, pack};
+use super::pack::{GROUP, Mask, keep, pack, sides};
 
 /// `out` = the values whose magnitudes, as bits, lie in `least..=most`; zero for the others.
 #[inline(always)]
@@ -24,15 +24,12 @@ pub(super) fn keep_marked(marks: &[f32], values: &[f32], out: &mut [f32]) {
 
 /// `out` = the values whose bits are set; bit `first` is that of the first value. Zero for the others.
 #[inline(always)]
-pub(super) fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f32]) {
+pub(super) fn keep_bits(lanes: Lanes, bits: &[u16], first: usize, values: &[f32], out: &mut [f32]) {
     let (shift, words) = (first % GROUP, &bits[first / GROUP..]);
     let (groups, rest) = values.as_chunks::<GROUP>();
     let (outs, out_rest) = out[..values.len()].as_chunks_mut::<GROUP>();
     for (k, (out, values)) in outs.iter_mut().zip(groups).enumerate() {
-        let wanted = bits_from(words, k, shift);
-        for (lane, (out, &value)) in (0u32..).zip(out.iter_mut().zip(values)) {
-            *out = if wanted >> lane & 1 == 1 { value } else { 0.0 };
-        }
+        keep(lanes, bits_from(words, k, shift), values, out);
     }
     let wanted = if rest.is_empty() { 0 } else { bits_from(words, groups.len(), shift) };
     for (lane, (out, &value)) in out_rest.iter_mut().zip(rest).enumerate() {
@@ -42,30 +39,45 @@ pub(super) fn keep_bits(bits: &[u16], first: usize, values: &[f32], out: &mut [f
 
 /// The bits of group `k`, which begin so many bits behind the beginning of a word.
 #[inline(always)]
-fn bits_from(words: &[u16], k: usize, shift: usize) -> u32 {
+fn bits_from(words: &[u16], k: usize, shift: usize) -> Mask {
     let next = words.get(k + 1).map_or(0, |&word| u32::from(word));
-    (next << 16 | u32::from(words[k])) >> shift
+    ((next << 16 | u32::from(words[k])) >> shift) as Mask
 }
 
-/// Appends the values whose flags are not zero to `packed`.
+/// Notes, a bit for each element, which magnitudes, as bits, are not below `least`. Bits behind the last element are zero.
 #[inline(always)]
-pub(super) fn pack_flagged(lanes: Lanes, flags: &[u32], values: &[f32], packed: &mut Vec<f32>) {
+pub(super) fn note_from(lanes: Lanes, values: &[f32], least: u32, noted: &mut [u16]) {
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    let (whole, last) = noted.split_at_mut(groups.len());
+    for (noted, group) in whole.iter_mut().zip(groups) {
+        let [below, _] = sides(lanes, group, (least, u32::MAX));
+        *noted = !below;
+    }
+    if let Some(noted) = last.first_mut() {
+        let key = |value: &f32| value.to_bits() & 0x7fff_ffff;
+        let bit = |noted, value: &f32| noted << 1 | u16::from(key(value) >= least);
+        *noted = rest.iter().rev().fold(0, bit);
+    }
+}
+
+/// Appends the values that are noted to `packed`.
+#[inline(always)]
+pub(super) fn pack_noted(lanes: Lanes, noted: &[u16], values: &[f32], packed: &mut Vec<f32>) {
     let before = packed.len();
     // Groups are stored whole.
     packed.resize(before + values.len() + GROUP, 0.0);
     let mut count = before;
     let (groups, rest) = values.as_chunks::<GROUP>();
-    let (flag_groups, flag_rest) = flags.as_chunks::<GROUP>();
-    for (group, flags) in groups.iter().zip(flag_groups) {
-        let wanted = mask(lanes, flags);
+    for (group, &wanted) in groups.iter().zip(noted) {
         if let Some(to) = packed[count..].first_chunk_mut() {
             pack(lanes, wanted, group, to);
         }
         count += wanted.count_ones() as usize;
     }
-    for (&value, &flag) in rest.iter().zip(flag_rest) {
+    let wanted = noted.get(groups.len()).copied().unwrap_or(0);
+    for (lane, &value) in rest.iter().enumerate() {
         packed[count] = value;
-        count += usize::from(flag != 0);
+        count += usize::from(wanted >> lane & 1);
     }
     packed.truncate(count);
 }
@@ -113,13 +125,30 @@ mod tests {
                 for ((x, mark), marked) in row.iter().zip(&marks).zip(&marked) {
                     assert_eq!(marked.to_bits(), if *mark == 0.0 { 0 } else { x.to_bits() });
                 }
-                let flags: Vec<u32> =
-                    marks.iter().map(|mark| u32::from(*mark != 0.0) * 6).collect();
+                let mut noted = vec![9; len.div_ceil(16)];
+                kernels.note_from(&row, 0.75f32.to_bits(), &mut noted);
+                let large = |x: &f32| x.abs() >= 0.75;
+                for (k, x) in row.iter().enumerate() {
+                    assert_eq!(noted[k / 16] >> (k % 16) & 1 == 1, large(x), "{len} {k}");
+                }
+                // No bits behind the end.
+                assert!(len % 16 == 0 || noted[len / 16] >> (len % 16) == 0);
                 let mut packed = vec![7.0];
-                kernels.pack_flagged(&flags, &row, &mut packed);
-                let wanted = row.iter().zip(&marks).filter(|(_, mark)| **mark != 0.0);
-                let wanted: Vec<f32> = [7.0].into_iter().chain(wanted.map(|(x, _)| *x)).collect();
+                kernels.pack_noted(&noted, &marks, &mut packed);
+                let wanted = row.iter().zip(&marks).filter(|(x, _)| large(x));
+                let wanted: Vec<f32> = [7.0].into_iter().chain(wanted.map(|(_, x)| *x)).collect();
                 assert_eq!(bits(&packed), bits(&wanted));
+                let mut found = Vec::new();
+                let (quarter, one) = (0.25f32.to_bits(), 1f32.to_bits());
+                for span in [(quarter, one), (1, u32::MAX), (0, 0), (1 << 31, u32::MAX), (one, 1)] {
+                    let [below, inside] = kernels.places_within(&row, span, &mut found);
+                    let keys = row.iter().map(|x| x.abs().to_bits());
+                    let places = (0..).zip(keys.clone());
+                    let places = places.filter(|(_, key)| (span.0..=span.1).contains(key));
+                    let places: Vec<u32> = places.map(|(place, _)| place).collect();
+                    assert_eq!(found[..inside as usize], places);
+                    assert_eq!(below as usize, keys.filter(|&key| key < span.0).count());
+                }
                 for first in [0, 1, 15, 16, 37] {
                     let mut words = vec![0u16; (first + len).div_ceil(16)];
                     for (k, _) in marks.iter().enumerate().filter(|(_, mark)| **mark != 0.0) {

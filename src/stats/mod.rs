@@ -24,7 +24,7 @@ pub use exact::ExactSum;
 pub use gram::{Gram, Products};
 pub use ladder::{Ladder, Rung};
 pub use pair::PairStats;
-pub use pile::{Pile, add_section, section, unpack};
+pub use pile::{Pile, add_section, lanes, section, unpack};
 pub use places::{Place, Places};
 pub use rows::{Ranked, RowCounts, RowSelection, Selected};
 pub use select::{Counts, SMALL, Selector, Standing};

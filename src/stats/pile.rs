@@ -6,8 +6,8 @@ const MOST: usize = 1 << 15;
 /// A multiset of 64-bit records in several lanes.
 ///
 /// A parcel holds each lane sorted, as (gap, repetitions) in variable-length numbers: equal and
-/// neighbouring records cost a byte or two. What is handed out as parcels together with what is
-/// held is the multiset, however it was cut.
+/// neighbouring records cost a byte or two. A plain one, which is not to be stored, holds them as they come. What is handed
+/// out as parcels together with what is held is the multiset, however it was cut.
 #[derive(Clone, Debug)]
 pub struct Pile {
     lanes: Vec<Vec<u64>>,
@@ -25,6 +25,12 @@ impl Pile {
     pub fn push(&mut self, lane: usize, record: u64) {
         self.lanes[lane].push(record);
         self.held += 1;
+    }
+
+    /// Adds records to a lane.
+    pub fn extend(&mut self, lane: usize, records: impl ExactSizeIterator<Item = u64>) {
+        self.held += records.len();
+        self.lanes[lane].extend(records);
     }
 
     /// Whether a parcel is due.
@@ -71,6 +77,40 @@ impl Pile {
         self.held = 0;
         parcel
     }
+
+    /// Hands out all that is held in the order in which it came, for [`lanes`]: in far less time than [`Self::parcel`], and in
+    /// two or three times as many bytes.
+    pub fn plain_parcel(&mut self) -> Vec<u8> {
+        // A length takes up to ten bytes.
+        let mut parcel = Vec::with_capacity(self.held * RECORD + self.lanes.len() * 10);
+        for lane in &mut self.lanes {
+            put(&mut parcel, (lane.len() * RECORD) as u64);
+            let start = parcel.len();
+            parcel.resize(start + lane.len() * RECORD, 0);
+            let places = parcel[start..].as_chunks_mut::<RECORD>().0;
+            places.iter_mut().zip(&*lane).for_each(|(to, record)| *to = record.to_le_bytes());
+            lane.clear();
+        }
+        self.held = 0;
+        parcel
+    }
+}
+
+/// Bytes of a record in a plain parcel.
+const RECORD: usize = size_of::<u64>();
+
+/// Visits the lanes of a plain parcel, each with its little-endian records. `None` if the bytes are no such parcel.
+pub fn lanes(mut parcel: &[u8], mut visit: impl FnMut(usize, &[[u8; RECORD]])) -> Option<()> {
+    let mut lane = 0;
+    while !parcel.is_empty() {
+        let len = usize::try_from(get(&mut parcel)?).ok()?;
+        let (records, rest) = parcel.split_at_checked(len)?;
+        let (records, odd) = records.as_chunks::<RECORD>();
+        odd.is_empty().then_some(())?;
+        visit(lane, records);
+        (parcel, lane) = (rest, lane + 1);
+    }
+    Some(())
 }
 
 /// Visits the records of the lanes that are `wanted` in a parcel, each with how often it occurs.
@@ -150,7 +190,11 @@ mod tests {
             let (mut pile, mut parcels) = (Pile::new(3), Vec::new());
             for part in records.chunks(cut) {
                 let mut more = Pile::new(3);
-                part.iter().for_each(|&(lane, record)| more.push(lane, record));
+                for lane in 0..3 {
+                    let records = part.iter().filter(|record| record.0 == lane);
+                    let records: Vec<u64> = records.map(|record| record.1).collect();
+                    more.extend(lane, records.into_iter());
+                }
                 pile.merge(more);
                 if part.len() % 2 == 0 {
                     parcels.push(pile.parcel());
@@ -168,6 +212,33 @@ mod tests {
             expected.sort_unstable();
             found.sort_unstable();
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn plain_parcels_are_the_records_as_they_came(
+            records in prop::collection::vec((0usize..3, any::<u64>()), 0..200),
+            cut in 1usize..50,
+        ) {
+            let (mut pile, mut found) = (Pile::new(3), Vec::new());
+            for part in records.chunks(cut) {
+                part.iter().for_each(|&(lane, record)| pile.push(lane, record));
+                let parcel = pile.plain_parcel();
+                prop_assert!(pile.is_empty());
+                let mut seen = Vec::new();
+                lanes(&parcel, |lane, records| {
+                    seen.extend(records.iter().map(|record| (lane, u64::from_le_bytes(*record))));
+                }).unwrap();
+                prop_assert!(seen.is_sorted_by_key(|record| record.0));
+                found.push(seen);
+                // The last byte is the length of an empty lane, or a record's.
+                let cut = lanes(&parcel[..parcel.len() - 1], |_, _| ());
+                prop_assert_eq!(cut.is_none(), part.iter().any(|record| record.0 == 2));
+            }
+            for (found, part) in found.iter_mut().zip(records.chunks(cut)) {
+                let mut part = part.to_vec();
+                part.sort_by_key(|record| record.0);
+                prop_assert_eq!(found, &part);
+            }
         }
 
         #[test]
@@ -189,6 +260,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_parcel_or_none(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
             let _either = unpack(&bytes, |_| true, |_, _, _| ());
+            let _either = lanes(&bytes, |_, _| ());
         }
     }
 }

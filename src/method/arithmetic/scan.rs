@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use super::ranks;
 use super::thinned::{Course, Keep};
-use crate::kernel::bracket::flagged;
 use crate::method::band::{Band, Edge};
 use crate::method::sampling::sampling;
 use crate::method::{
@@ -21,7 +20,7 @@ use crate::method::{
 };
 use crate::stats::{
     Brackets, EVERYTHING, Ladder, Pile, Reader, Rung, Sketch, Sketched, Sketches, Span, Writer,
-    unpack,
+    lanes, unpack,
 };
 
 const SAMPLE: [&str; 2] = ["sample of magnitudes", "sample of magnitudes, refined"];
@@ -72,7 +71,7 @@ pub(super) fn state_bytes(experts: u64, edges: u64) -> u64 {
     Sketch::state_bytes(experts, edges).max(pile).max(searches) + 2 * 4 * block
 }
 
-/// Bytes of records of a unit at hand, with so many edges in all: some 8 % of the elements may lie in each bracket, most of
+/// Bytes of records of a unit at hand, with so many edges in all: 6 % of the elements may lie in each bracket, most of
 /// which hold 1 or 2 %.
 pub(super) fn held_bytes(elements: u64, edges: u64) -> u64 {
     elements / 2 * edges
@@ -226,7 +225,7 @@ struct Counted {
 struct ScanState {
     counted: Vec<Counted>,
     pile: Pile,
-    flags: Vec<u32>,
+    places: Vec<u32>,
 }
 
 impl Scan {
@@ -265,7 +264,7 @@ impl Scan {
                 Some(rank) => rank,
             };
             let records = (0, self.record(span, span.0, u64::MAX >> (64 - self.bits.max(1))));
-            Ok(Rung::Again(Ladder::new(records, rank)))
+            Ok(Rung::Again(Ladder::new(records, rank, counted.inside)))
         };
         let edges = self.search.edges().zip(&self.spans).zip(counted);
         let mut searches: Vec<Result<Rung, Option<Edge>>> = edges.map(start).collect();
@@ -276,12 +275,21 @@ impl Scan {
             let is_wanted = |lane: usize| wanted.get(lane).copied().unwrap_or(false);
             let mut whole = true;
             parcels.visit(&mut |parcel| {
-                let unpacked = unpack(parcel, is_wanted, |lane, record, times| {
-                    seen[lane] += times;
-                    if let Ok(Rung::Again(ladder)) = &mut searches[lane] {
-                        ladder.add(record, times);
-                    }
-                });
+                let unpacked = if self.search.course.at_hand {
+                    lanes(parcel, |lane, records| {
+                        if let Some(Ok(Rung::Again(ladder))) = searches.get_mut(lane) {
+                            seen[lane] += records.len() as u64;
+                            ladder.add_all(records.iter().copied().map(u64::from_le_bytes));
+                        }
+                    })
+                } else {
+                    unpack(parcel, is_wanted, |lane, record, times| {
+                        seen[lane] += times;
+                        if let Ok(Rung::Again(ladder)) = &mut searches[lane] {
+                            ladder.add(record, times);
+                        }
+                    })
+                };
                 whole &= unpacked.is_some();
             })?;
             let records = |lane: usize| !wanted[lane] || seen[lane] == counted[lane].inside;
@@ -290,7 +298,7 @@ impl Scan {
             }
             for search in &mut searches {
                 if let Ok(Rung::Again(ladder)) = search {
-                    let ladder = std::mem::replace(ladder, Ladder::new((0, 0), 0));
+                    let ladder = std::mem::replace(ladder, Ladder::new((0, 0), 0, 0));
                     *search = Ok(ladder.finish());
                 }
             }
@@ -325,28 +333,28 @@ impl Stage for Scan {
         ScanState {
             counted: vec![Counted::default(); edges],
             pile: Pile::new(edges),
-            flags: Vec::new(),
+            places: Vec::new(),
         }
     }
 
     fn add(&self, state: &mut ScanState, block: &Block<'_>, _out: &mut [f32]) {
-        let ScanState { counted, pile, flags } = state;
+        let ScanState { counted, pile, places } = state;
         let (kernels, first) = (self.search.course.kernels, self.search.course.unit.place(block));
-        flags.resize(block.len(), 0);
         let edges = self.search.edges().zip(&self.spans).zip(counted);
         for (lane, ((wanted, &span), counted)) in edges.enumerate() {
             if !self.fits(span) {
                 continue;
             }
             let row = block.rows[wanted.expert];
-            counted.below += u64::from(kernels.mark_magnitudes(row, span, flags));
-            flagged(flags, |e, _| {
-                counted.inside += 1;
-                if counted.inside <= self.limit {
-                    let key = row[e].to_bits() & 0x7fff_ffff;
-                    pile.push(lane, self.record(span, key, first + e as u64));
-                }
-            });
+            let [below, inside] = kernels.places_within(row, span, places).map(u64::from);
+            let room = self.limit.saturating_sub(counted.inside);
+            let record = |&place: &u32| {
+                let key = row[place as usize].to_bits() & 0x7fff_ffff;
+                self.record(span, key, first + u64::from(place))
+            };
+            pile.extend(lane, places[..inside.min(room) as usize].iter().map(record));
+            counted.below += below;
+            counted.inside += inside;
         }
     }
 
@@ -360,7 +368,9 @@ impl Stage for Scan {
 
     fn hand_out(&self, state: &mut ScanState, all: bool) -> Option<Vec<u8>> {
         let due = state.pile.is_full() || all && !state.pile.is_empty();
-        due.then(|| state.pile.parcel())
+        // What stays in memory need not be small.
+        let plain = self.search.course.at_hand;
+        due.then(|| if plain { state.pile.plain_parcel() } else { state.pile.parcel() })
     }
 
     /// The counts alone: what the pile held is in parcels.

@@ -12,7 +12,6 @@
 use std::sync::Arc;
 
 use super::{Chosen, Course, Variances, merge};
-use crate::kernel::bracket::flagged;
 use crate::kernel::keys;
 use crate::method::band::{Band, Edge};
 use crate::method::sampling::sampling;
@@ -142,7 +141,8 @@ struct ScanState {
     /// Records of what is inside: words of key, place and values.
     records: Vec<u32>,
     variances: Vec<f32>,
-    flags: Vec<u32>,
+    places: Vec<u32>,
+    noted: Vec<u16>,
     packed: Vec<f32>,
 }
 
@@ -232,18 +232,18 @@ impl Scan {
         let largest = keys::magnitude(kernels.max_magnitude_bits(row));
         sum.add(kernels, (row, row), (largest, largest));
     }
+}
 
-    /// Marks the flagged positions of a run that begins at place `first`.
-    fn mark(&self, marks: &mut [u16], first: usize, flags: &[u32]) {
-        let (groups, rest) = flags.as_chunks::<WORD>();
-        if !first.is_multiple_of(WORD) {
-            return flagged(flags, |e, _| set(marks, first + e));
+/// Marks the positions that are noted of a run that begins at place `first`.
+fn mark(marks: &mut [u16], first: usize, noted: &[u16]) {
+    let (shift, words) = (first % WORD, &mut marks[first / WORD..]);
+    for (k, &noted) in noted.iter().enumerate() {
+        let bits = u32::from(noted) << shift;
+        words[k] |= bits as u16;
+        // There is no next word behind the last position.
+        if let Some(next) = words.get_mut(k + 1) {
+            *next |= (bits >> WORD) as u16;
         }
-        let words = &mut marks[first / WORD..];
-        for (word, group) in words.iter_mut().zip(groups) {
-            *word |= self.course.kernels.mask(group);
-        }
-        flagged(rest, |e, _| set(marks, first + groups.len() * WORD + e));
     }
 }
 
@@ -266,37 +266,37 @@ impl Stage for Scan {
             marks: vec![0; (unit.elements as usize).div_ceil(WORD)],
             records: Vec::new(),
             variances: Vec::new(),
-            flags: Vec::new(),
+            places: Vec::new(),
+            noted: Vec::new(),
             packed: Vec::new(),
         }
     }
 
     fn add(&self, state: &mut ScanState, block: &Block<'_>, _out: &mut [f32]) {
         let (kernels, len) = (self.course.kernels, block.len());
-        let ScanState { counted, squares, marks, records, variances, flags, packed } = state;
+        let ScanState { counted, squares, marks, records, variances, places, noted, packed } =
+            state;
         let first = self.course.unit.place(block);
         variances.resize(len, 0.0);
-        flags.resize(len, 0);
         kernels.variances(block.rows, variances);
         counted.different += len as u64 - kernels.zeros(variances);
-        let below = u64::from(kernels.mark_magnitudes(variances, self.span, flags));
+        let [below, inside] = kernels.places_within(variances, self.span, places).map(u64::from);
+        let room = self.limit().saturating_sub(counted.inside);
+        for &place in &places[..inside.min(room) as usize] {
+            let e = place as usize;
+            records.extend([variances[e].to_bits(), first as u32 + place]);
+            records.extend(block.rows.iter().map(|row| row[e].to_bits()));
+        }
         counted.below += below;
-        let mut inside = 0;
-        flagged(flags, |e, _| {
-            inside += 1;
-            if counted.inside + inside <= self.limit() {
-                records.extend([variances[e].to_bits(), (first + e as u64) as u32]);
-                records.extend(block.rows.iter().map(|row| row[e].to_bits()));
-            }
-        });
         counted.inside += inside;
         if below + inside < len as u64 {
             // Nothing is above the largest of all keys.
-            kernels.mark_magnitudes(variances, (self.span.1.saturating_add(1), u32::MAX), flags);
-            self.mark(marks, first as usize, flags);
+            noted.resize(len.div_ceil(WORD), 0);
+            kernels.note_from(variances, self.span.1.saturating_add(1), noted);
+            mark(marks, first as usize, noted);
             for (sum, row) in squares.iter_mut().zip(block.rows) {
                 packed.clear();
-                kernels.pack_flagged(flags, row, packed);
+                kernels.pack_noted(noted, row, packed);
                 self.add_squares(sum, packed);
             }
         }

@@ -261,7 +261,7 @@ pub(super) fn find_cuts(
         let span = aim.span(turn);
         let largest = (zeros > 0).then_some(zero);
         let top = (!aim.is_everything()).then(|| f64::from(aim.guess.top) * turn);
-        sought.push(Sought { expert, search: Search::new(0, span, rank), largest, top });
+        sought.push(Sought { expert, search: Search::new(0, span, rank, gathered), largest, top });
     }
     let mut batch = Batch::new(experts.len());
     while sought.iter_mut().any(|sought| sought.search.ladder().is_some()) {

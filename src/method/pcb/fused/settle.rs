@@ -36,9 +36,10 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(lane: usize, (from, to): Span, rank: u64) -> Self {
+    /// For the key at a rank, among about so many.
+    pub(super) fn new(lane: usize, (from, to): Span, rank: u64, keys: u64) -> Self {
         let span = (u64::from(from), u64::from(to));
-        Self { lane, state: Rung::Again(Ladder::new(span, rank)) }
+        Self { lane, state: Rung::Again(Ladder::new(span, rank, keys)) }
     }
 
     pub(super) fn found(&self) -> Option<u32> {
@@ -107,7 +108,7 @@ fn find_bounds(
                 // Everything below the bracket is zero.
                 None if spans[bound].0 == 0 => Rung::Found(0),
                 None => Rung::Outside,
-                Some(rank) => Search::new(0, spans[bound], rank).state,
+                Some(rank) => Search::new(0, spans[bound], rank, counted[i].records[lane]).state,
             };
             Search { lane: i * LANES + lane, state }
         };
@@ -164,7 +165,8 @@ impl Scored {
             return None;
         }
         let span = aim.span(aim.turn(bounds));
-        let mut search = Search::new(expert * LANES + OPEN_LANE, span, rank);
+        let records = counted.records[OPEN_LANE];
+        let mut search = Search::new(expert * LANES + OPEN_LANE, span, rank, records);
         let zero = keys::score_key(0.0);
         if aim.is_open_at_zero()
             && let Some(ladder) = search.ladder()
