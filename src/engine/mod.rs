@@ -16,6 +16,7 @@ mod rows;
 pub mod sink;
 mod solve;
 pub mod source;
+mod tickets;
 mod worker;
 
 use std::ops::Range;
@@ -32,6 +33,7 @@ pub use frames::{Frames, Stored};
 pub use observe::Seen;
 use sink::SinkError;
 use source::{Source, SourceError};
+pub use tickets::{Tickets, TileOut};
 
 /// What all passes of a merge share.
 #[derive(Clone, Copy)]
@@ -54,6 +56,8 @@ pub struct Context<'a> {
     pub progress: &'a dyn Progress,
     /// Set from outside to stop after the tiles under way.
     pub cancel: &'a AtomicBool,
+    /// As many as the plan has output buffers, the same for all passes.
+    pub tickets: &'a Tickets,
 }
 
 /// What one pass, or a part of one, does.
@@ -123,11 +127,11 @@ pub trait Keep: Sync {
 /// Takes finished bytes.
 pub trait TileSink: Send {
     /// Writes `bytes` at an absolute offset of an output shard. Called once for every output
-    /// byte, from one thread, in plan order.
+    /// byte, from one thread, in plan order. As long as the sink keeps some of them, there are fewer tiles in flight.
     ///
     /// # Errors
     /// If the disk refuses.
-    fn write(&mut self, shard: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
+    fn write(&mut self, shard: usize, offset: u64, bytes: &TileOut) -> Result<(), SinkError>;
 
     /// Takes the frames of a tile that was merged. Called after its bytes were written.
     ///

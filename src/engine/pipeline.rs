@@ -4,13 +4,13 @@
 //!            tickets (as many as output buffers fit in memory) <--------------+
 //!               |                                                            |
 //!  tiles --> reader ---hand----> worker 1..w --bounded--> writer --> sink ----+
-//!            prefetch, read      decode, stage,           positional
-//!                                encode                   writes
+//!            prefetch, read      decode, stage,           positional writes,
+//!                                encode                   hashes
 //! ```
 //!
-//! A tile needs a ticket from the moment its bytes are asked for until they are written or
-//! dropped. Tickets carry the reusable output buffer. They and the reader, which keeps a tile until a worker takes it,
-//! are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm,
+//! A tile needs a ticket from the moment its bytes are asked for until they are written and hashed, or dropped. Tickets
+//! carry the reusable output buffer, and outlive the pass. They and the reader, which keeps a tile until a worker takes
+//! it, are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm,
 //! which ends the reader; the others find that their channels have ended and stop.
 //!
 //! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
@@ -29,20 +29,11 @@ use super::decode::TileData;
 use super::observe::Seen;
 use super::rows::Rows;
 use super::source::{ByteRange, Source, TileBytes};
+use super::tickets::{Ticket, TileOut};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
-use crate::checkpoint::components::TileFrames;
 use crate::method::State;
 use crate::plan::{Action, Segment, Tile, sampled, tiles};
-
-/// The right to have one tile in memory, with the buffer for its output.
-#[derive(Default)]
-struct Ticket {
-    out: Vec<u8>,
-    frames: TileFrames,
-    /// What a map has seen of the tile.
-    seen: Option<Seen>,
-}
 
 /// A tile whose bytes are in memory.
 struct Loaded {
@@ -70,6 +61,8 @@ struct Finished {
     number: u64,
     planned: Planned,
     ticket: Ticket,
+    /// What a map has seen of it.
+    seen: Option<Seen>,
 }
 
 /// Runs one pass over all tiles of `work`.
@@ -83,29 +76,24 @@ pub(super) fn run(
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
     let (tickets, workers) = (context.plan.budget.buffers, context.plan.budget.workers);
-    let (free, pool) = bounded(tickets);
-    for _ in 0..tickets {
-        // Cannot fail: the channel has room for all and `pool` lives.
-        let _full = free.send(Ticket::default());
-    }
     // A tile that has come waits in the reader's hands, with the next one asked for: no more inputs than planned.
     let (to_workers, loaded) = bounded(0);
     let (to_writer, finished) = bounded::<Finished>(tickets);
     let alarm = &Alarm::new();
     thread::scope(|scope| {
         // Its channel ends close when it is done, which is how the workers know.
-        let reader = scope.spawn(move || read(context, work, sources, &pool, &to_workers, alarm));
+        let reader = scope.spawn(move || read(context, work, sources, &to_workers, alarm));
         let threads: Vec<_> = (0..workers)
             .map(|_| {
-                let (loaded, to_writer, free) = (loaded.clone(), to_writer.clone(), free.clone());
+                let (loaded, to_writer) = (loaded.clone(), to_writer.clone());
                 scope.spawn(move || {
-                    alarm.guard(|| compute(context, work, &loaded, &to_writer, &free, alarm))
+                    alarm.guard(|| compute(context, work, &loaded, &to_writer, alarm))
                 })
             })
             .collect();
         // The threads hold the channel ends that they need; these would keep the others waiting.
         drop((loaded, to_writer));
-        let writer = scope.spawn(move || alarm.guard(|| write(context, sink, &finished, &free)));
+        let writer = scope.spawn(move || alarm.guard(|| write(context, sink, &finished)));
 
         // A failed thread makes its neighbours end early without an error of their own.
         let issued = reader.join().unwrap_or(Err(EngineError::Panicked("reader")));
@@ -141,7 +129,6 @@ fn read(
     context: &Context<'_>,
     work: &Work<'_>,
     sources: Sources<'_>,
-    pool: &Receiver<Ticket>,
     to_workers: &Sender<Loaded>,
     alarm: &Alarm,
 ) -> Result<u64, EngineError> {
@@ -153,11 +140,12 @@ fn read(
     while !context.cancel.load(Ordering::Relaxed) {
         let coming = match next.next() {
             Some(planned) => {
-                let ticket = select_biased! {
+                let room = select_biased! {
                     recv(alarm.heard()) -> _ => break,
-                    recv(pool) -> ticket => ticket,
+                    recv(context.tickets.pool()) -> room => room,
                 };
-                let Ok(ticket) = ticket else { break };
+                let Ok(room) = room else { break };
+                let ticket = context.tickets.ticket(room);
                 let ranges = ranges(context, planned.tile);
                 source.prefetch(&ranges);
                 Some((planned, ranges, ticket))
@@ -272,7 +260,6 @@ fn compute(
     work: &Work<'_>,
     loaded: &Receiver<Loaded>,
     to_writer: &Sender<Finished>,
-    free: &Sender<Ticket>,
     alarm: &Alarm,
 ) -> Result<Part, EngineError> {
     let mut worker = Worker::new(context, work);
@@ -280,9 +267,8 @@ fn compute(
     for Loaded { number, planned, bytes, products, mut ticket } in loaded {
         let Planned { unit, tile, .. } = planned;
         let segment = &context.plan.segments[tile.segment as usize];
-        if work.writes() {
-            ticket.out.resize(tile.elements as usize * segment.out_size as usize, 0);
-        }
+        let size = if work.writes() { segment.out_size as usize } else { 0 };
+        let (out, frames) = ticket.of(tile.elements as usize * size);
         let data = TileData {
             segment,
             index: tile.segment,
@@ -291,7 +277,7 @@ fn compute(
             bytes: of_sources(segment, &bytes),
             products: &products,
         };
-        match worker.tile(unit, &data, &mut ticket.out, &mut ticket.frames) {
+        match worker.tile(unit, &data, out, frames) {
             Err(EngineError::Interrupted) => {
                 cut = true;
                 alarm.ring();
@@ -299,14 +285,11 @@ fn compute(
             }
             done => done?,
         }
-        ticket.seen = worker.seen();
+        let seen = worker.seen();
         let read: usize = bytes.iter().map(|bytes| bytes.len()).sum();
         drop((bytes, products));
         context.progress.advance(read as u64);
-        if !work.writes() {
-            // The reader may have read its last tile and be gone; there may be more to work on.
-            let _gone = free.send(ticket);
-        } else if to_writer.send(Finished { number, planned, ticket }).is_err() {
+        if work.writes() && to_writer.send(Finished { number, planned, ticket, seen }).is_err() {
             break;
         }
     }
@@ -322,27 +305,25 @@ fn write(
     context: &Context<'_>,
     sink: &mut dyn TileSink,
     finished: &Receiver<Finished>,
-    free: &Sender<Ticket>,
 ) -> Result<u64, EngineError> {
     let (mut early, mut next, mut written) = (BTreeMap::new(), 0, 0);
-    for Finished { number, planned, ticket } in finished {
-        let _new = early.insert(number, (planned, ticket));
-        while let Some((Planned { tile, reach, .. }, ticket)) = early.remove(&next) {
+    for Finished { number, planned, ticket, seen } in finished {
+        let _new = early.insert(number, (planned, ticket, seen));
+        while let Some((Planned { tile, reach, .. }, ticket, seen)) = early.remove(&next) {
             let segment = &context.plan.segments[tile.segment as usize];
             let offset = segment.offset + tile.start * u64::from(segment.out_size);
-            if !ticket.out.is_empty() {
-                sink.write(segment.shard as usize, offset, &ticket.out)?;
+            let out = TileOut::new(ticket);
+            if !out.is_empty() {
+                sink.write(segment.shard as usize, offset, &out)?;
             }
-            if !ticket.frames.bytes.is_empty() {
-                sink.frames(&ticket.frames)?;
+            if !out.frames().bytes.is_empty() {
+                sink.frames(out.frames())?;
             }
-            if let Some(seen) = ticket.seen.as_ref().filter(|_| segment.action == Action::Merge) {
+            if let Some(seen) = seen.as_ref().filter(|_| segment.action == Action::Merge) {
                 sink.seen(&tile, seen);
             }
             next += 1;
             written = reach;
-            // The reader may have read its last tile and be gone.
-            let _gone = free.send(ticket);
         }
     }
     Ok(written)

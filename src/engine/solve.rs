@@ -11,6 +11,7 @@ use super::adapters::{Adapters, Products};
 use super::decode::{Decoder, INFINITY, TileData, encode};
 use super::observe::Observer;
 use super::source::{ByteRange, Source};
+use super::tickets::{Tickets, TileOut};
 use super::{Context, EngineError, PassResult, Sources, TileSink};
 use crate::method::solve::{Crew, Job};
 use crate::method::{BLOCK, MethodError, Outcome};
@@ -292,8 +293,9 @@ impl Solving<'_> {
         };
         let originals: Vec<usize> = (0..models).map(|i| self.original(i)).collect();
         let mut observer = (self.solve.models != Models::Unseen).then(Observer::new);
-        let (mut rows, mut out) = (vec![0.0; models * BLOCK], Vec::new());
-        let mut values = vec![0.0; BLOCK];
+        let (mut rows, mut values) = (vec![0.0; models * BLOCK], vec![0.0; BLOCK]);
+        // Of its own: what is written at a time has not the size of a tile.
+        let tickets = Tickets::new(1);
         // Nothing more is asked than that a tensor is finished once it is begun.
         read(context, source, self.runs(&fresh), |start, parts| {
             let count = parts[0].len() / self.size(0);
@@ -305,7 +307,10 @@ impl Solving<'_> {
             };
             let given: Vec<_> = originals.iter().enumerate().map(part).collect();
             let tile = self.tile(start, &given);
-            out.resize(tile.elements * size, 0);
+            // Waits until the one before is hashed.
+            let room = tickets.pool().recv().map_err(|_| EngineError::Panicked("writer"))?;
+            let mut ticket = tickets.ticket(room);
+            let (whole, _) = ticket.of(tile.elements * size);
             if let Some(observer) = &mut observer {
                 observer.begin(models);
             }
@@ -324,13 +329,14 @@ impl Solving<'_> {
                 {
                     *value = (f64::from(first) + solved[self.place(element)]) as f32;
                 }
-                let out = &mut out[at * size..(at + len) * size];
+                let out = &mut whole[at * size..(at + len) * size];
                 encode(context, &tile, at, values, out)?;
                 if let Some(observer) = &mut observer {
                     observer.add(context, &tile, (&[], rows), out);
                 }
             }
             let offset = segment.offset + start * size as u64;
+            let out = TileOut::new(ticket);
             sink.write(segment.shard as usize, offset, &out).map_err(EngineError::Sink)?;
             if let Some(observer) = &mut observer {
                 let elements = tile.elements as u32;

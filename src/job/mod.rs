@@ -17,6 +17,7 @@
 //! The protocol and its promises are told in `docs/reliability.md`.
 
 mod components;
+mod digests;
 #[cfg(test)]
 mod encounters;
 mod extents;

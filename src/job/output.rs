@@ -1,11 +1,13 @@
 //! The shards being written: opened when first touched, hashed on the way, finished when whole.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::components::Writer;
+use super::digests::Digests;
 use super::extents::{Extent, Extents};
 use super::journal::{Record, Whole, Written};
 use super::statistics::Collector;
@@ -14,7 +16,7 @@ use crate::checkpoint::{Layout, hex};
 use crate::engine::sink::{
     Lane, Ranges, ShardWriter, SinkConfig, SinkError, Storage, durable, read_back,
 };
-use crate::engine::{Seen, TileSink};
+use crate::engine::{Seen, TileOut, TileSink};
 use crate::plan::{Plan, Tile};
 use crate::progress::{Event, Progress};
 
@@ -33,6 +35,8 @@ pub(super) struct Output<'a> {
     lane: Arc<Lane>,
     progress: &'a dyn Progress,
     shards: Vec<Shard>,
+    /// Hashes of the shards.
+    digests: Digests,
     /// Hashes of the extents that are whole.
     hashes: Vec<Option<blake3::Hash>>,
     open: Option<OpenExtent>,
@@ -54,8 +58,8 @@ struct OpenExtent {
 struct Shard {
     /// What is written, header not included.
     written: Ranges,
-    /// Its hash, as far as it goes.
-    digest: Digested,
+    /// How far its hash goes.
+    digested: u64,
     state: State,
 }
 
@@ -66,13 +70,6 @@ enum State {
     Open(Box<ShardWriter>),
     /// Whole, durable, under its final name; with its SHA-256.
     Done(String),
-}
-
-/// The hash of a file as far as it goes.
-#[derive(Default)]
-struct Digested {
-    hasher: Sha256,
-    bytes: u64,
 }
 
 /// What a finished output consists of.
@@ -107,11 +104,7 @@ impl<'a> Output<'a> {
     ) -> Result<Self, SinkError> {
         let extents = Extents::new(plan);
         let shards = (plan.layout.shards.iter())
-            .map(|_| Shard {
-                written: Ranges::default(),
-                digest: Digested::default(),
-                state: State::Closed,
-            })
+            .map(|_| Shard { written: Ranges::default(), digested: 0, state: State::Closed })
             .collect();
         let mut output = Self {
             storage: place.storage,
@@ -123,6 +116,7 @@ impl<'a> Output<'a> {
             config: place.config,
             progress: place.progress,
             shards,
+            digests: Digests::default(),
             open: None,
             components: None,
             statistics: None,
@@ -305,8 +299,8 @@ impl<'a> Output<'a> {
         };
         let writer = writer.by_way_of(&self.lane);
         writer.write_at(0, &shard.header)?;
-        self.shards[k].digest = Digested::default();
-        self.shards[k].digest.add(&shard.header);
+        self.digests.put(k, Sha256::new_with_prefix(&shard.header));
+        self.shards[k].digested = shard.header.len() as u64;
         self.catch_up(k)?;
         self.shards[k].state = State::Open(Box::new(writer));
         Ok(())
@@ -340,29 +334,33 @@ impl<'a> Output<'a> {
     /// Reads back what lies behind the digested bytes without a hole, and compares it with the hashes of
     /// its extents.
     fn catch_up(&mut self, k: usize) -> Result<(), SinkError> {
+        let end = self.shards[k].written.run_end(self.shards[k].digested);
+        if end <= self.shards[k].digested {
+            return Ok(());
+        }
         let file = self.file(k);
-        let Shard { written, digest, state } = &mut self.shards[k];
-        let end = written.run_end(digest.bytes);
-        if let State::Open(writer) = state
-            && digest.bytes < end
-        {
+        let Shard { digested, state, .. } = &mut self.shards[k];
+        if let State::Open(writer) = state {
             writer.flush()?;
         }
-        while digest.bytes < end {
-            let at = digest.bytes;
-            let Some((number, extent)) = self.extents.find(k as u32, at) else { return Ok(()) };
+        let mut digest = taken(&mut self.digests, k, &file)?;
+        while *digested < end {
+            let at = *digested;
+            let Some((number, extent)) = self.extents.find(k as u32, at) else { break };
             let until = end.min(extent.offset + extent.bytes);
             let mut hasher = blake3::Hasher::new();
             read_back(&file, at..until, |bytes| {
-                digest.add(bytes);
+                digest.update(bytes);
                 hasher.update(bytes);
             })?;
+            *digested = until;
             let whole = (at, until) == (extent.offset, extent.offset + extent.bytes);
             if whole && self.hashes[number].is_some_and(|hash| hash != hasher.finalize()) {
                 let (offset, len) = (extent.offset, extent.bytes);
                 return Err(SinkError::Damaged { path: file, offset, len });
             }
         }
+        self.digests.put(k, digest);
         Ok(())
     }
 
@@ -377,7 +375,7 @@ impl<'a> Output<'a> {
         if let State::Open(writer) = std::mem::replace(&mut self.shards[k].state, State::Closed) {
             writer.finish()?;
             durable::rename_noreplace(self.storage, &part, &name)?;
-            let sha256 = std::mem::take(&mut self.shards[k].digest).finish();
+            let sha256 = hex(&taken(&mut self.digests, k, &name)?.finalize());
             self.news.shards.push(Whole { shard: k as u32, sha256: sha256.clone() });
             self.shards[k].state = State::Done(sha256);
             self.progress.event(&Event::ShardDone { file: &shard.file_name });
@@ -418,15 +416,10 @@ pub(super) fn file_of(model: &Path, name: &str) -> PathBuf {
     if part.exists() { part } else { name }
 }
 
-impl Digested {
-    fn add(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
-    }
-
-    fn finish(self) -> String {
-        hex(&self.hasher.finalize())
-    }
+/// The hash of a shard so far.
+fn taken(digests: &mut Digests, k: usize, file: &Path) -> Result<Sha256, SinkError> {
+    let failed = || io::Error::other("the thread that hashes has failed");
+    digests.take(k).ok_or_else(|| SinkError::of("hash", file, 0, failed()))
 }
 
 /// Bytes that are written and hashed one after the other: a tile may be larger than any cache, and is read from memory once like
@@ -434,20 +427,22 @@ impl Digested {
 const PIECE: usize = 256 << 10;
 
 impl TileSink for Output<'_> {
-    fn write(&mut self, k: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+    fn write(&mut self, k: usize, offset: u64, bytes: &TileOut) -> Result<(), SinkError> {
         self.open(k)?;
+        if !matches!(self.shards[k].state, State::Open(_)) {
+            // What a finished shard would be given again is what it holds; no plan does that.
+            return Ok(());
+        }
+        if self.shards[k].digested == offset {
+            self.digests.add(k, bytes);
+            self.shards[k].digested += bytes.len() as u64;
+        }
         for (piece, offset) in bytes.chunks(PIECE).zip((offset..).step_by(PIECE)) {
-            let State::Open(writer) = &self.shards[k].state else {
-                // What a finished shard would be given again is what it holds; no plan does that.
-                return Ok(());
-            };
-            writer.write_at(offset, piece)?;
-            self.hash(k, offset, piece);
-            let shard = &mut self.shards[k];
-            shard.written.add(offset, offset + piece.len() as u64);
-            if shard.digest.bytes == offset {
-                shard.digest.add(piece);
+            if let State::Open(writer) = &self.shards[k].state {
+                writer.write_at(offset, piece)?;
             }
+            self.hash(k, offset, piece);
+            self.shards[k].written.add(offset, offset + piece.len() as u64);
         }
         self.catch_up(k)?;
         self.finish_if_whole(k)

@@ -23,7 +23,7 @@ use super::statistics::{self, Collector};
 use super::{Job, publish};
 use crate::engine::sink::SinkConfig;
 use crate::engine::source::{Source, SourceConfig};
-use crate::engine::{self, Context, EngineError, PassResult, Sources, Work, host};
+use crate::engine::{self, Context, EngineError, PassResult, Sources, Tickets, Work, host};
 use crate::error::Error;
 use crate::method::{AnyStage, ExpertOutcome, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Mode, Run, Segment};
@@ -106,6 +106,7 @@ fn in_staging(
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
     let begin = Instant::now();
+    let tickets = Tickets::new(job.plan.budget.buffers);
     let context = Context {
         plan: &job.plan,
         method: &*job.method,
@@ -116,6 +117,7 @@ fn in_staging(
         frames: job.recombined.as_ref().map(|recombined| &recombined.frames),
         progress,
         cancel,
+        tickets: &tickets,
     };
     let mut journal = staging.journal()?;
     let beside = job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);

@@ -39,13 +39,36 @@ pub(super) fn weighted_rows(rows: &[&[f32]], weights: &[&[f32]], out: &mut [f32]
 /// product is exact, and then to `f32`.
 #[inline(always)]
 pub(super) fn fused_sum(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
-    out.fill(0.0);
-    for (row, &weight) in rows.iter().zip(weights) {
-        let weight = f64::from(weight);
-        for (sum, &x) in out.iter_mut().zip(*row) {
-            *sum = (weight * f64::from(x) + f64::from(*sum)) as f32;
+    // The sums of the first three stay in registers.
+    match (rows, weights) {
+        ([], _) | (_, []) => out.fill(0.0),
+        ([a], [wa, ..]) | ([a, ..], [wa]) => {
+            for (sum, &a) in out.iter_mut().zip(*a) {
+                *sum = fused(*wa, a, 0.0);
+            }
+        }
+        ([a, b], [wa, wb, ..]) | ([a, b, ..], [wa, wb]) => {
+            for ((sum, &a), &b) in out.iter_mut().zip(*a).zip(*b) {
+                *sum = fused(*wb, b, fused(*wa, a, 0.0));
+            }
+        }
+        ([a, b, c, ..], [wa, wb, wc, ..]) => {
+            for (((sum, &a), &b), &c) in out.iter_mut().zip(*a).zip(*b).zip(*c) {
+                *sum = fused(*wc, c, fused(*wb, b, fused(*wa, a, 0.0)));
+            }
         }
     }
+    for (row, &weight) in rows.iter().zip(weights).skip(3) {
+        for (sum, &x) in out.iter_mut().zip(*row) {
+            *sum = fused(weight, x, *sum);
+        }
+    }
+}
+
+/// `weight * x + sum`, rounded in doubles and then to `f32`.
+#[inline(always)]
+fn fused(weight: f32, x: f32, sum: f32) -> f32 {
+    (f64::from(weight) * f64::from(x) + f64::from(sum)) as f32
 }
 
 /// Columns whose sums stay in the first-level cache while row after row is added.
@@ -127,6 +150,10 @@ pub(super) fn divide(divisors: &[f32], out: &mut [f32]) {
 /// Divides each element by one number.
 #[inline(always)]
 pub(super) fn divide_by(divisor: f32, out: &mut [f32]) {
+    // Weights often add up to 1, and divisions take long.
+    if divisor == 1.0 {
+        return;
+    }
     for x in out {
         *x /= divisor;
     }
@@ -197,6 +224,43 @@ mod tests {
                     ];
                     assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{len} {k}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn products_and_sums_of_any_number_of_rows_are_rounded_together() {
+        let weights = [0.3f32, -1.7, 0.9, 1.1, 0.01];
+        for (len, count) in
+            [0, 1, 37, 256].into_iter().flat_map(|len| (0..=5).map(move |n| (len, n)))
+        {
+            let rows = (rows(len).into_iter().cycle().take(count)).collect::<Vec<_>>();
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            for kernels in Kernels::available() {
+                // One row more or less than weights is none.
+                for known in [count, count.saturating_sub(1), 5] {
+                    let mut fused = vec![9.0f32; len];
+                    kernels.fused_sum(&rows, &weights[..known], &mut fused);
+                    for k in 0..len {
+                        let terms = rows.iter().zip(&weights[..known]);
+                        let sum = terms.fold(0.0f32, |sum, (row, &weight)| {
+                            (f64::from(weight) * f64::from(row[k]) + f64::from(sum)) as f32
+                        });
+                        assert_eq!(fused[k].to_bits(), sum.to_bits(), "{len} {count} {known} {k}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn division_by_one_and_by_others_is_division() {
+        for kernels in Kernels::available() {
+            for divisor in [1.0f32, -1.0, 3.0] {
+                let mut row = [1.5f32, -0.0, f32::INFINITY, 7.3e-42];
+                let want = row.map(|x| (x / divisor).to_bits());
+                kernels.divide_by(divisor, &mut row);
+                assert_eq!(row.map(f32::to_bits), want);
             }
         }
     }

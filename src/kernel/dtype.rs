@@ -2,6 +2,7 @@
 
 use safetensors::Dtype;
 
+use super::ahead;
 use super::float8::{E4M3, E4M3_VALUES, E5M2, E5M2_VALUES};
 
 /// A storage type of floating-point numbers, little-endian.
@@ -107,15 +108,21 @@ pub(super) fn decode(float: Float, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Elements that are decoded between two looks ahead.
+const RUN: usize = 256;
+
 /// [`decode`], and the largest magnitude, as bits.
 #[inline(always)]
 pub(super) fn decode_with_largest(float: Float, bytes: &[u8], out: &mut [f32]) -> u32 {
     let mut largest = 0;
     if float == Float::BF16 {
         // The common case in one sweep.
-        for (out, e) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-            *out = bf16_to_f32(*e);
-            largest = largest.max(out.to_bits() & 0x7fff_ffff);
+        for (out, bytes) in out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)) {
+            ahead::ask(bytes);
+            for (out, e) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = bf16_to_f32(*e);
+                largest = largest.max(out.to_bits() & 0x7fff_ffff);
+            }
         }
         return largest;
     }
@@ -128,9 +135,13 @@ pub(super) fn decode_minus_base(float: Float, bytes: &[u8], base: &[f32], out: &
     let mut largest = 0;
     if float == Float::BF16 {
         // The common case in one sweep.
-        for ((out, e), base) in out.iter_mut().zip(bytes.as_chunks::<2>().0).zip(base) {
-            *out = bf16_to_f32(*e) - base;
-            largest = largest.max(out.to_bits() & 0x7fff_ffff);
+        let runs = out.chunks_mut(RUN).zip(bytes.chunks(2 * RUN)).zip(base.chunks(RUN));
+        for ((out, bytes), base) in runs {
+            ahead::ask(bytes);
+            for ((out, e), base) in out.iter_mut().zip(bytes.as_chunks::<2>().0).zip(base) {
+                *out = bf16_to_f32(*e) - base;
+                largest = largest.max(out.to_bits() & 0x7fff_ffff);
+            }
         }
         return largest;
     }

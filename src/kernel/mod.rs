@@ -5,6 +5,7 @@
 //! bits on every length, alignment and special value, because no operation is fused or reordered
 //! and exp and tanh are our own. Equal inputs give equal outputs at every position.
 
+mod ahead;
 mod blend;
 pub mod bracket;
 pub mod dense;

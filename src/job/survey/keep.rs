@@ -1,7 +1,7 @@
 //! Where the stages of several merges, over several units, put things aside.
 
 use crate::engine::sink::SinkError;
-use crate::engine::{Keep, TileSink};
+use crate::engine::{Keep, TileOut, TileSink};
 use crate::error::Error;
 use crate::job::parcels::{Bundle, Stored};
 use crate::method::{Lost, Parcels, each_part};
@@ -10,7 +10,7 @@ use crate::method::{Lost, Parcels, each_part};
 pub(super) struct Nothing;
 
 impl TileSink for Nothing {
-    fn write(&mut self, _shard: usize, _offset: u64, _bytes: &[u8]) -> Result<(), SinkError> {
+    fn write(&mut self, _shard: usize, _offset: u64, _bytes: &TileOut) -> Result<(), SinkError> {
         Ok(())
     }
 }

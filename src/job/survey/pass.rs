@@ -33,6 +33,7 @@ pub(super) struct Pass<'s> {
     tiles: engine::source::Source,
     /// Reads samples.
     sampler: engine::source::Source,
+    tickets: engine::Tickets,
     /// Reads adapters, and rows that move.
     scattered: engine::source::Source,
     shelf: &'s Shelf<'s>,
@@ -67,6 +68,7 @@ impl<'s> Pass<'s> {
             survey,
             tiles: open(job, job.plan.budget.grain)?,
             sampler: open_sampler(job)?,
+            tickets: engine::Tickets::new(job.plan.budget.buffers),
             scattered: open(job, Grain::Sparse)?,
             shelf,
             snapshots: Snapshots::new(storage, dir),
@@ -414,6 +416,7 @@ impl<'s> Pass<'s> {
             frames: None,
             progress: self.progress,
             cancel: self.cancel,
+            tickets: &self.tickets,
         };
         let sampling = lines[0].is_sampling();
         let tiles = if sampling { &mut self.sampler } else { &mut self.tiles };
