@@ -16,7 +16,7 @@ pub(super) use joint::judge_together;
 
 use super::dispatch::Lanes;
 use super::math::{EXP_SHORT, TanhForm, exp, exp_short, tanh, tanh_all, tanh_to_one};
-use super::pack::{GROUP, places, sides};
+use super::pack::{GROUP, mask, places, sides};
 use super::pcb::sparse::{Ceiling, LEAST, Left, MOST, PIECE};
 use super::pcb::{Bounds, SHIFT_ABOVE};
 
@@ -133,7 +133,7 @@ pub(super) fn judge(
     found: &mut Vec<Found>,
 ) -> Judged {
     let Some(limit) = guess.limit(factor) else {
-        return judge_each(factor, tau, sum, guess, found);
+        return judge_each(lanes, factor, tau, sum, guess, found);
     };
     let ceiling = Ceiling::new(factor as usize, guess.middle);
     let left = &mut rows.left;
@@ -141,7 +141,7 @@ pub(super) fn judge(
     for (tau, sum) in tau.chunks(PIECE).zip(sum.chunks(PIECE)) {
         left.find_above(lanes, tau, sum, &ceiling, limit);
         judged.below += (tau.len() - left.count()) as u32;
-        judged.add(judge_each(factor, left.row(0), left.row(1), guess, found));
+        judged.add(judge_each(lanes, factor, left.row(0), left.row(1), guess, found));
     }
     judged
 }
@@ -158,6 +158,7 @@ impl Judged {
 /// Chunks of small changes are decided as a whole.
 #[inline(always)]
 fn judge_each(
+    lanes: Lanes,
     factor: f32,
     tau: &[f32],
     sum: &[f32],
@@ -185,9 +186,15 @@ fn judge_each(
             TanhForm::Full => inter.iter_mut().for_each(|x| *x = tanh(*x)),
         }
         let mut flags = [0; CHUNK];
-        let flags = &mut flags[..tau.len()];
-        judge_chunk(factor, tau, inter, guess, flags, &mut judged);
-        flagged(flags, |e, flags| found.push(Found { tau: tau[e], sum: sum[e], flags }));
+        judge_chunk(factor, tau, inter, guess, &mut flags[..tau.len()], &mut judged);
+        for (at, group) in (0..).step_by(GROUP).zip(flags.as_chunks::<GROUP>().0) {
+            let mut left = mask(lanes, group);
+            while left != 0 {
+                let e = at + left.trailing_zeros() as usize;
+                found.push(Found { tau: tau[e], sum: sum[e], flags: flags[e] });
+                left &= left - 1;
+            }
+        }
     }
     judged
 }
@@ -382,7 +389,7 @@ mod tests {
             };
             prop_assert!(guess.limit(f32::from(n)).is_some());
             let (mut expected, mut rows) = (Vec::new(), Rows::default());
-            let each = judge_each(f32::from(n), tau, &sum, &guess, &mut expected);
+            let each = judge_each(Lanes::plain(), f32::from(n), tau, &sum, &guess, &mut expected);
             for kernels in Kernels::available() {
                 let mut found = Vec::new();
                 let judged =

@@ -71,6 +71,12 @@ impl Lanes {
     pub(super) fn level(self) -> Level {
         self.0
     }
+
+    /// What is available everywhere.
+    #[cfg(test)]
+    pub(super) fn plain() -> Self {
+        Self(Level::Scalar)
+    }
 }
 
 /// `REFLOW_CPU` asks for something that cannot be had.
