@@ -106,6 +106,12 @@ impl TileOut {
         Self::new(ticket)
     }
 
+    /// Whether nobody else has them.
+    #[cfg(test)]
+    pub(crate) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     pub(super) fn frames(&self) -> &TileFrames {
         &self.0.frames
     }

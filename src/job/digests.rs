@@ -121,4 +121,23 @@ mod tests {
             assert_eq!(digests.helper.is_some(), !started);
         }
     }
+    #[test]
+    fn a_thread_that_has_panicked_shows_and_keeps_no_tile() {
+        let (tasks, given) = unbounded();
+        let thread = thread::spawn(move || {
+            let _first: Result<Task, _> = given.recv();
+            // Without a message amid those of the tests.
+            std::panic::resume_unwind(Box::new(()));
+        });
+        let helper = Some(Helper { tasks: Some(tasks), thread: Some(thread) });
+        let mut digests = Digests { helper, started: true, ..Digests::default() };
+        let bytes = TileOut::of(b"x");
+        for _ in 0..3 {
+            digests.add(1, &bytes);
+        }
+        assert!(digests.take(1).is_none());
+        assert!(digests.take(1).is_none(), "still");
+        drop(digests);
+        assert!(bytes.is_last());
+    }
 }

@@ -29,6 +29,8 @@ mod findings;
 mod flips;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+#[cfg(test)]
+mod holes;
 mod inputs;
 mod journal;
 pub mod lineage;
