@@ -307,4 +307,50 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn numbers_next_to_the_limits_of_ranks_are_told_apart() {
+        let mut random = uniform(11);
+        for len in [64, 79, 4095, 65_535, 65_536] {
+            let mut bits = |low: u32, span: u32, mask: u32| {
+                let mut bits =
+                    || f32::from_bits((low + (random() * f64::from(span)) as u32) & !mask);
+                (0..len).map(|_| bits()).collect::<Vec<f32>>()
+            };
+            // Subnormals; the largest; all sizes; nothing but few bits, and such beside others; few magnitudes.
+            let mut rows = [
+                bits(0, 1 << 23, 0),
+                bits(0x7f00_0000, 0x007f_ffff, 0),
+                bits(0, 0x7f7f_ffff, 0),
+                bits(0x3f00_0000, 0x0300_0000, 0x1_ffff),
+                bits(0x3f00_0000, 0x0300_0000, 0xffff),
+                bits(0x3f80_0000, 3, 0),
+                bits(0, 4, 0),
+            ];
+            for (k, x) in rows.iter_mut().flatten().enumerate() {
+                *x = [-*x, *x, if k % 31 == 1 { -0.0 } else { *x }][k % 3];
+            }
+            for (number, row) in rows.iter().enumerate() {
+                let mut places: Vec<usize> = (0..len).collect();
+                places.sort_by(|&a, &b| row[a].abs().total_cmp(&row[b].abs()));
+                for odds in [[0.5, 0.15], [0.5, 0.5], [0.9, 0.0], [0.5, 1e-6]] {
+                    let [least, range] = [odds[0] - odds[1], 2.0 * odds[1]].map(|x| x as f32);
+                    let limits = Limits::new(len, least, range, odds[0] as f32);
+                    let mut numbers = vec![0; len];
+                    for (rank, &e) in places.iter().enumerate() {
+                        // Of its rank, or of one of the three on either side.
+                        let limit = limits.get((rank + e * 5 % 7).saturating_sub(3).min(len - 1));
+                        numbers[e] = (limit + e as u32 % 3).saturating_sub(1);
+                    }
+                    let expected = plain(&[1, len], row, &numbers, odds);
+                    for kernels in Kernels::available() {
+                        let got = kept(kernels, &[1, len], row, &numbers, odds);
+                        for e in (0..len).filter(|&e| row[e] != 0.0) {
+                            assert_eq!(got[e], expected[e], "{len} row {number} {odds:?} {e}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

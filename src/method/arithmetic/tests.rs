@@ -127,6 +127,52 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn edges_amid_the_least_and_the_largest_magnitudes_are_those_of_a_sort(
+        elements in prop_oneof![1usize..70, 1000usize..9000],
+        low in prop::sample::select(vec![0, 0x007f_fff0, 0x3f80_0000, 0x7f00_0000, 0x7f7f_fff0u32]),
+        span in prop::sample::select(vec![1, 2, 16, 1000, 1 << 22, 1 << 31u32]),
+        zeros in 0.0..1.0f64,
+        density in prop_oneof![0.0..1.0f64, Just(1e-6), Just(0.999_999), Just(0.5)],
+        (cut, workers) in (777usize..=BLOCK, 1usize..4),
+        middle in any::<bool>(),
+        at_hand in any::<bool>(),
+        (collect, width) in prop::sample::select(vec![(1 << 20, 1.0), (0, 1.0), (0, 0.02), (0, 50.0)]),
+        room in prop::sample::select(vec![u64::MAX, 3000]),
+        seed in any::<u64>(),
+    ) {
+        let mut uniform = parts::uniform(seed);
+        let mut value = || {
+            let bits = u64::from(low) + (uniform() * f64::from(span)) as u64;
+            let x = f32::from_bits(bits.min(0x7f7f_ffff) as u32);
+            let x = if uniform() < zeros { 0.0 } else { x };
+            if uniform() < 0.5 { -x } else { x }
+        };
+        let row: Vec<f32> = (0..elements).map(|_| value()).collect();
+        let wanted = (density * elements as f64) as usize;
+        let count = if middle {
+            let below = elements.saturating_sub(wanted + elements / 10);
+            elements - below - wanted..elements - below
+        } else {
+            0..wanted.max(usize::from(density > 0.0))
+        };
+        // Added to a base of zeros, which have no sign then.
+        let expected: Vec<f32> = plain(&row, count, false).iter().map(|x| x + 0.0).collect();
+        let thinning = if middle { Thinning::Middle } else { Thinning::Largest };
+        let (unit, base) = (unit(&[elements as u64], values(&[density], false)), vec![0.0; elements]);
+        let (rows, run) = ([row], Run { cuts: vec![cut], workers, at_hand });
+        for kernels in Kernels::available() {
+            let tuning = Tuning { collect, width };
+            let method = Family { kernels, tuning, ..family(false, thinning) };
+            let (got, _) = parts::merge_within(&method, &unit, &base, &rows, &run, room).unwrap();
+            prop_assert_eq!(bits(&got), bits(&expected), "{:?}", kernels);
+        }
+    }
+}
+
 /// Task vectors without ties: heavy tails, in runs of different scale.
 fn smooth(elements: usize, seed: u64) -> Vec<f32> {
     let mut uniform = parts::uniform(seed);

@@ -114,6 +114,58 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_number_of_experts_of_any_magnitude_have_what_plain_variances_select(
+        elements in prop_oneof![1usize..70, Just(20_001usize)],
+        experts in prop::sample::select(vec![1, 2, 3, 4, 5, 6, 9, 12, 17usize]),
+        low in prop::sample::select(vec![0, 1, 0x2000_0000, 0x3f80_0000, 0x5f00_0000, 0x7e00_0000u32]),
+        span in prop::sample::select(vec![1, 2, 16, 1 << 22, 1 << 24u32]),
+        zeros in prop_oneof![Just(0.0), 0.0..1.0f64],
+        topk in prop_oneof![Just(0.5), 0.01..0.99f64, Just(0.999_999_999), Just(1e-9)],
+        room in prop::sample::select(vec![u64::MAX, 3000]),
+        seed in any::<u64>(),
+    ) {
+        let mut uniform = parts::uniform(seed);
+        let mut value = || {
+            let x = f32::from_bits(low + (uniform() * f64::from(span)) as u32);
+            let x = if uniform() < zeros { 0.0 } else { x };
+            if uniform() < 0.5 { -x } else { x }
+        };
+        let taus: Vec<Vec<f32>> =
+            (0..experts).map(|_| (0..elements).map(|_| value()).collect()).collect();
+        let (expected, _) = at_hand(Strategy::Radix, topk, &taus, room);
+        let (unit, base) = (unit(experts, elements, topk), vec![1.0; elements]);
+        for kernels in Kernels::available() {
+            let method = Sce { kernels, smallest: 0, ..sce() };
+            for (cuts, workers, at_hand) in [(vec![BLOCK], 1, true), (vec![777, 16], 3, false)] {
+                let run = Run { cuts, workers, at_hand };
+                let (got, _) = parts::merge_within(&method, &unit, &base, &taus, &run, room).unwrap();
+                prop_assert_eq!(bits(&got), bits(&expected), "{:?}", kernels);
+            }
+        }
+        let variance = |e: usize| {
+            let (mut mean, mut square) = (0f64, 0f64);
+            for (count, tau) in (1u32..).zip(&taus) {
+                let delta = f64::from(tau[e]) - mean;
+                mean += delta / f64::from(count);
+                square += delta * (f64::from(tau[e]) - mean);
+            }
+            (square / experts as f64) as f32
+        };
+        let variances: Vec<f32> = (0..elements).map(variance).collect();
+        let mut places: Vec<usize> = (0..elements).collect();
+        places.sort_by(|&a, &b| variances[b].total_cmp(&variances[a]));
+        let different = variances.iter().filter(|&&v| v != 0.0).count();
+        // What is not selected stays as it is.
+        for &place in &places[(different as f32 * topk as f32) as usize..] {
+            prop_assert_eq!(expected[place], 1.0);
+        }
+    }
+}
+
 #[test]
 fn brackets_hold_on_ordinary_data_and_misses_change_no_bit() {
     let elements = 2_000_000;
