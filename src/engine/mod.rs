@@ -217,8 +217,8 @@ pub enum EngineError {
     },
     /// A merged value is too large for the output type.
     #[error(
-        "merged value {value} of tensor {tensor}, element {element}, does not fit in {dtype}; \
-         use --dtype bf16 or --dtype f32"
+        "merged value {value} of tensor {tensor}, element {element}, does not fit in {dtype}; {}",
+        wider(dtype)
     )]
     Overflow {
         /// Name of the tensor.
@@ -288,4 +288,12 @@ pub enum EngineError {
     /// A thread panicked: a bug in reflow.
     #[error("the {0} thread panicked; this is a bug in reflow")]
     Panicked(&'static str),
+}
+
+/// What helps against a value that is too large for an output type.
+fn wider(dtype: &str) -> &'static str {
+    match dtype {
+        "BF16" | "F32" => "no type holds much larger ones: use smaller weights or lambdas",
+        _ => "use --dtype bf16 or --dtype f32",
+    }
 }

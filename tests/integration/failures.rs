@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 use safetensors::Dtype;
 use tempfile::TempDir;
 
 use crate::support::Checkpoint;
 use crate::support::checkpoint::uniform;
-use crate::support::run::merge;
+use crate::support::run::{merge, reflow};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -53,5 +54,29 @@ fn a_writer_that_fails_ends_the_pass_however_many_tiles_are_to_come() {
         );
         let command = command.current_dir(dir.path()).args(["-c", &script]).timeout(LONG);
         command.assert().code(6).stderr(contains("model.safetensors.part"));
+    }
+}
+
+#[test]
+fn a_merged_value_that_no_type_holds_is_refused_with_what_helps() {
+    let dir = family(&vec![7; 20_000]);
+    for (dtype, weight, advice) in [
+        ("float16", "1e6", "F16; use --dtype bf16 or --dtype f32"),
+        (
+            "bfloat16",
+            "3e39",
+            "BF16; no type holds much larger ones: use smaller weights or lambdas",
+        ),
+        ("float32", "3e39", "F32; no type holds much larger ones: use smaller weights or lambdas"),
+    ] {
+        let recipe = format!(
+            "merge_method: linear\nmodels: [{{model: base, parameters: {{weight: {weight}}}}}]\n\
+            parameters: {{normalize: false}}\nout_dtype: {dtype}\n"
+        );
+        std::fs::write(dir.path().join("r.yml"), recipe).unwrap();
+        let mut command = reflow();
+        let command = command.current_dir(dir.path()).args(["merge", "r.yml", "--out", dtype]);
+        command.assert().code(3).stderr(contains("tensor a.weight").and(contains(advice)));
+        assert!(!dir.path().join(dtype).exists());
     }
 }
