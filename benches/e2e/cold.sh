@@ -5,19 +5,9 @@
 # scope, as in these recipes, every method reads its inputs once where a tensor of all models fits in memory. Prints each pair to
 # stderr and a table of medians to stdout. Needs root to drop the page cache, and the family of benches/e2e/run.sh.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-family=target/e2e/1b pairs=3 methods=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --family) family=$2; shift 2 ;;
-    --pairs) pairs=$2; shift 2 ;;
-    *) methods+=("$1"); shift ;;
-  esac
-done
 [ "$(id -u)" = 0 ] || { echo "cold.sh: needs root to drop the page cache" >&2; exit 1; }
-[ ${#methods[@]} -gt 0 ] || read -ra methods < <(benches/e2e/recipe.sh --all)
-family=$(realpath "$family")
-cargo build --release --quiet --bins
+pairs=3
+. "$(dirname "$0")/arguments.sh"
 work=$(mktemp -d "$family/../cold-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 

@@ -5,19 +5,9 @@
 # family of 1.1 billion parameters that benches/e2e/run.sh makes; `ties` is measured in a 64 MiB memory cgroup, too (root). Prints
 # each pair to stderr and a table of medians to stdout. Needs the environment of tests/parity/setup.sh. A pair takes minutes.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-family=target/e2e/1b pairs=1 methods=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --family) family=$2; shift 2 ;;
-    --pairs) pairs=$2; shift 2 ;;
-    *) methods+=("$1"); shift ;;
-  esac
-done
-[ ${#methods[@]} -gt 0 ] || read -ra methods < <(benches/e2e/recipe.sh --all)
-family=$(realpath "$family")
+pairs=1
+. "$(dirname "$0")/arguments.sh"
 venv=$(dirname "$(tests/parity/setup.sh)")
-cargo build --release --quiet --bins
 work=$(mktemp -d "$family/../mergekit-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 say() { echo "$*" >&2; }
