@@ -1,17 +1,43 @@
 //! What the budget depends on, added up from the plan.
 
-use super::{Beside, Inputs, Means, Segment, Unit, budget, low_rank, seen, solve};
+use super::{
+    Beside, Budget, Demand, Inputs, Means, PlanError, Segment, Unit, budget, low_rank, seen, solve,
+};
 use crate::checkpoint::components::{Entry, FRAME, Form, Kind};
 use crate::method::{Method, Scope, block_len};
 use crate::recipe::{Coefficients, Recipe};
-pub(super) fn demand(
+
+/// Divides memory up. What of it is left holds models that statistics would read once more.
+///
+/// # Errors
+/// If there is too little.
+pub(super) fn divide(
+    recipe: &Recipe,
+    inputs: &Inputs,
+    segments: &mut [Segment],
+    units: &[Unit],
+    method: &dyn Method,
+    means: &Means,
+) -> Result<Budget, PlanError> {
+    let divided = |demand: &Demand| budget(means.memory, &means.memory_source, demand);
+    let mut demand = demand(recipe, inputs, segments, units, method, means);
+    let budget = divided(&demand)?;
+    let room = demand.solve.held + means.memory.saturating_sub(budget.total());
+    if !solve::hold(segments, units, method, room) {
+        return Ok(budget);
+    }
+    demand.solve = solve::Need::new(segments, units, method);
+    divided(&demand)
+}
+
+fn demand(
     recipe: &Recipe,
     inputs: &Inputs,
     segments: &[Segment],
     units: &[Unit],
     method: &dyn Method,
     means: &Means,
-) -> budget::Demand {
+) -> Demand {
     let widest = |bytes: fn(&Segment) -> u64| segments.iter().map(bytes).max().unwrap_or(0);
     let solved =
         |unit: &&Unit| unit.segments.iter().any(|&s| segments[s as usize].solve().is_some());
@@ -60,7 +86,7 @@ pub(super) fn demand(
         let meet = segments.iter().map(Segment::valued).max().unwrap_or(0) as u64;
         (seen::worker_bytes(meet, block), seen::common_bytes(meet))
     });
-    budget::Demand {
+    Demand {
         mode: means.mode,
         inputs: inputs_read,
         low_rank,

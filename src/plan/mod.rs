@@ -55,7 +55,6 @@ pub use crate::method::layer;
 use crate::method::{Evidence, Method, TensorView, UnitView, Values};
 use crate::recipe::{Matched, Named, OutputDtype, Place, Recipe, RecipeError};
 use align::Alignment;
-use demand::demand;
 use origin::Origins;
 use slices::Sliced;
 
@@ -254,14 +253,7 @@ impl Plan {
             }
         }
         solve::settle(&mut segments, &units, &inputs.labels, means.statistics)?;
-        let mut demand = demand(recipe, inputs, &segments, &units, method, means);
-        let divided = |demand: &Demand| budget::budget(means.memory, &means.memory_source, demand);
-        let mut budget = divided(&demand)?;
-        let room = demand.solve.held + means.memory.saturating_sub(budget.total());
-        if solve::hold(&mut segments, &units, method, room) {
-            demand.solve = solve::Need::new(&segments, &units, method);
-            budget = divided(&demand)?;
-        }
+        let budget = demand::divide(recipe, inputs, &mut segments, &units, method, means)?;
         let runs = runs(&segments, &units, budget.tile_elements);
         let mut warnings = alignment.warnings.clone();
         warnings.extend(recipe.idle_filters(&merged));
