@@ -84,11 +84,6 @@ impl Ladder {
         }
     }
 
-    /// Counts keys, each once.
-    pub fn add_all(&mut self, keys: impl Iterator<Item = u64>) {
-        keys.for_each(|key| self.add(key, 1));
-    }
-
     /// Ends the pass.
     pub fn finish(self) -> Rung {
         let Some(mut rest) = self.rank.checked_sub(self.below) else { return Rung::Outside };
@@ -123,7 +118,7 @@ mod tests {
     fn select(keys: &[u64], range: (u64, u64), rank: u64) -> Option<u64> {
         let mut ladder = Ladder::new(range, rank, keys.len() as u64);
         loop {
-            ladder.add_all(keys.iter().copied());
+            keys.iter().for_each(|&key| ladder.add(key, 1));
             match ladder.finish() {
                 Rung::Found(key) => return Some(key),
                 Rung::Outside => return None,

@@ -279,7 +279,7 @@ impl Scan {
                     lanes(parcel, |lane, records| {
                         if let Some(Ok(Rung::Again(ladder))) = searches.get_mut(lane) {
                             seen[lane] += records.len() as u64;
-                            ladder.add_all(records.iter().copied().map(u64::from_le_bytes));
+                            records.iter().for_each(|&r| ladder.add(u64::from_le_bytes(r), 1));
                         }
                     })
                 } else {
