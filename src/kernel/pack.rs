@@ -15,119 +15,90 @@ pub(super) const GROUP: usize = 16;
 /// A bit for each element of a group, the first one lowest.
 pub(super) type Mask = u16;
 
+/// What the vectors of a CPU do, where they have a function for it, else what is there in plain words.
+macro_rules! vectors {
+    ($lanes:ident, [$($level:ident $module:ident),+], $does:ident $arguments:tt, $plain:expr) => {
+        match $lanes.level() {
+            $(
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Lanes` of a level are made only where it is available.
+                Level::$level => unsafe { $module::$does $arguments },
+            )+
+            _ => $plain,
+        }
+    };
+}
+
 /// The elements whose flags are not zero.
 #[inline(always)]
 pub(super) fn mask(lanes: Lanes, flags: &[u32; GROUP]) -> Mask {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::mask(flags) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::mask(flags) },
-        _ => flags.iter().rev().fold(0, |mask, &flag| mask << 1 | Mask::from(flag != 0)),
-    }
+    vectors!(lanes, [Avx2 avx2, Avx512 avx512], mask(flags), {
+        flags.iter().rev().fold(0, |mask, &flag| mask << 1 | Mask::from(flag != 0))
+    })
 }
 
 /// Writes the elements of a group that a mask wants, in their order, to the front of `to`. What is behind them has no
 /// meaning then.
 #[inline(always)]
 pub(super) fn pack(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::pack(mask, from, to) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::pack(mask, from, to) },
-        _ => {
-            let mut left = 0;
-            for (lane, &value) in from.iter().enumerate() {
-                // No branch: what is not wanted is overwritten by the next.
-                to[left.min(GROUP - 1)] = value;
-                left += usize::from(mask >> lane & 1);
-            }
+    vectors!(lanes, [Avx2 avx2, Avx512 avx512], pack(mask, from, to), {
+        let mut left = 0;
+        for (lane, &value) in from.iter().enumerate() {
+            // No branch: what is not wanted is overwritten by the next.
+            to[left.min(GROUP - 1)] = value;
+            left += usize::from(mask >> lane & 1);
         }
-    }
+    });
 }
 
 /// Writes the places of the elements that a mask wants, of which the first one of the group has place `first`, to the front of
 /// `to`. What is behind them has no meaning then.
 #[inline(always)]
 pub(super) fn places(lanes: Lanes, mask: Mask, first: u32, to: &mut [u32; GROUP]) {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::places(mask, first, to) },
-        _ => {
-            let mut left = mask;
-            for to in to.iter_mut().take(mask.count_ones() as usize) {
-                *to = first + left.trailing_zeros();
-                left &= left - 1;
-            }
+    vectors!(lanes, [Avx512 avx512], places(mask, first, to), {
+        let mut left = mask;
+        for to in to.iter_mut().take(mask.count_ones() as usize) {
+            *to = first + left.trailing_zeros();
+            left &= left - 1;
         }
-    }
+    });
 }
 
 /// The elements whose magnitudes, as bits, are below `from`, and those that lie in `from..=to`.
 #[inline(always)]
 pub(super) fn sides(lanes: Lanes, values: &[f32; GROUP], (from, to): (u32, u32)) -> [Mask; 2] {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::sides(values, from, to) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::sides(values, from, to) },
-        _ => {
-            let key = |value: &f32| value.to_bits() & 0x7fff_ffff;
-            let all = |wanted: &dyn Fn(u32) -> bool| {
-                let bit = |mask, value| mask << 1 | Mask::from(wanted(key(value)));
-                values.iter().rev().fold(0, bit)
-            };
-            [all(&|key| key < from), all(&|key| (from..=to).contains(&key))]
-        }
-    }
+    vectors!(lanes, [Avx2 avx2, Avx512 avx512], sides(values, from, to), {
+        let key = |value: &f32| value.to_bits() & 0x7fff_ffff;
+        let all = |wanted: &dyn Fn(u32) -> bool| {
+            let bit = |mask, value| mask << 1 | Mask::from(wanted(key(value)));
+            values.iter().rev().fold(0, bit)
+        };
+        [all(&|key| key < from), all(&|key| (from..=to).contains(&key))]
+    })
 }
 
 /// `to` = the elements that a mask wants; zero for the others.
 #[inline(always)]
 pub(super) fn keep(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::keep(mask, from, to) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::keep(mask, from, to) },
-        _ => {
-            for (lane, (to, &value)) in to.iter_mut().zip(from).enumerate() {
-                *to = if mask >> lane & 1 == 1 { value } else { 0.0 };
-            }
+    vectors!(lanes, [Avx2 avx2, Avx512 avx512], keep(mask, from, to), {
+        for (lane, (to, &value)) in to.iter_mut().zip(from).enumerate() {
+            *to = if mask >> lane & 1 == 1 { value } else { 0.0 };
         }
-    }
+    });
 }
 
 /// Writes the first elements of `from` to where a mask wants them, and leaves the others of `to` alone.
 #[inline(always)]
 pub(super) fn unpack(lanes: Lanes, mask: Mask, from: &[f32; GROUP], to: &mut [f32; GROUP]) {
-    match lanes.level() {
-        // SAFETY: `Lanes` of a level are made only where it is available.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::unpack(mask, from, to) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::unpack(mask, from, to) },
-        _ => {
-            let mut left = 0;
-            for (lane, to) in to.iter_mut().enumerate() {
-                if mask >> lane & 1 == 1 {
-                    *to = from[left];
-                    left += 1;
-                }
+    vectors!(lanes, [Avx2 avx2, Avx512 avx512], unpack(mask, from, to), {
+        let mut left = 0;
+        for (lane, to) in to.iter_mut().enumerate() {
+            if mask >> lane & 1 == 1 {
+                *to = from[left];
+                left += 1;
             }
         }
-    }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]
