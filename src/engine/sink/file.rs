@@ -238,10 +238,15 @@ impl ShardFile {
         self.state().failed
     }
 
+    /// Waits for queued chunks where one has failed: why is known when that one is done with.
+    ///
     /// # Errors
     /// If a write has failed for good: why, the first time.
     pub(super) fn check_failed(&self) -> Result<(), SinkError> {
-        let mut state = self.state();
+        let mut state = self
+            .idle
+            .wait_while(self.state(), |state| state.failed && state.queued > 0)
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = state.untold.take() {
             return Err(error);
         }

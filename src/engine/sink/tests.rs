@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::file::ShardFile;
 use super::{Lane, RealDisk, ShardWriter, SinkConfig, SinkError, Storage, StoredFile};
 use crate::engine::host::disk::{FileSystem, file_system};
 use crate::recipe::WriteRequest::{self, Auto, Buffered, Direct};
@@ -348,6 +349,26 @@ fn a_failed_chunk_is_told_once_and_fails_the_shard_for_good() {
     }
     assert!(failing(Past::Fails(5, libc::EINTR)).0.is_empty());
     assert!(failing(Past::Fails(5, libc::EOPNOTSUPP)).0.is_empty());
+}
+
+#[test]
+fn who_asks_while_a_chunk_fails_is_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, config) = (dir.path().join("a.part"), config(4096, Direct));
+    let file = ShardFile::new(path.clone(), RealDisk.create(&path).unwrap(), 4096, &config);
+    file.queue();
+    // The thread that writes is here: it has seen the failure, and not yet told of it.
+    let error = file.fail(io::Error::from_raw_os_error(libc::EIO));
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| file.check_failed());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        file.unqueue(Err(error));
+        let told = asking.join().unwrap();
+        assert!(
+            matches!(&told, Err(SinkError::Sync { source, .. }) if source.raw_os_error() == Some(libc::EIO)),
+            "{told:?}"
+        );
+    });
 }
 
 #[test]
