@@ -12,6 +12,7 @@ use crate::checkpoint::{
     Adapter, Catalog, CheckpointError, OpenOptions, ShardFile, TensorInfo, display_name,
 };
 use crate::engine::EngineError;
+use crate::engine::source::{Before, InputFile};
 use crate::error::{Error, IoContext};
 use crate::patience::patiently;
 use crate::plan::Inputs;
@@ -69,7 +70,7 @@ fn distinct(names: Vec<String>) -> Vec<String> {
     names.into_iter().map(&mut number).collect()
 }
 
-/// Decides which tensors are aliases and prepares the catalogs accordingly.
+/// Decides which tensors are aliases and prepares the catalogs accordingly. `before` is told of what is read for that.
 ///
 /// # Errors
 /// If an input cannot be read.
@@ -77,6 +78,7 @@ pub(super) fn settle_ties(
     recipe: &Recipe,
     inputs: &mut Inputs,
     how: Ties<'_>,
+    before: &Before,
 ) -> Result<Vec<Tie>, Error> {
     let mut ties = Vec::new();
     let candidates = tied::candidates(inputs);
@@ -101,7 +103,7 @@ pub(super) fn settle_ties(
             equal &= product(head) == product(embedding);
             equal &= match how {
                 Ties::Assume => true,
-                Ties::Compare(cancel) => same_bytes(catalog, head, embedding, cancel)?,
+                Ties::Compare(cancel) => same_bytes(catalog, (head, embedding), cancel, before)?,
             };
         }
         let tie = if equal { Tie::Alias(candidate) } else { Tie::Untied(candidate) };
@@ -111,17 +113,24 @@ pub(super) fn settle_ties(
     Ok(ties)
 }
 
+/// A file as it was when its catalog was read.
+pub(super) fn input_file(file: &ShardFile) -> InputFile {
+    InputFile { path: file.path.clone(), len: file.len, inode: file.inode, mtime_ns: file.mtime_ns }
+}
+
 /// Compares two tensors of a checkpoint, a MiB at a time.
 fn same_bytes(
     catalog: &Catalog,
-    a: &TensorInfo,
-    b: &TensorInfo,
+    (a, b): (&TensorInfo, &TensorInfo),
     cancel: &AtomicBool,
+    before: &Before,
 ) -> Result<bool, Error> {
     const STEP: u64 = 1 << 20;
     let open = |tensor: &TensorInfo| -> Result<(File, &ShardFile), Error> {
         let shard = &catalog.files[tensor.file as usize];
-        Ok((patiently(|| File::open(&shard.path)).at("open", &shard.path)?, shard))
+        let file = patiently(|| File::open(&shard.path)).at("open", &shard.path)?;
+        before.look(&input_file(shard), &file, tensor.offset, tensor.len);
+        Ok((file, shard))
     };
     let ((file_a, shard_a), (file_b, shard_b)) = (open(a)?, open(b)?);
     let mut buffers = [vec![0; STEP as usize], vec![0; STEP as usize]];

@@ -63,6 +63,7 @@ mod verify;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use components::{Components, Rescalers, StoredShares};
@@ -103,6 +104,8 @@ pub struct Job {
     sampling: Mode,
     mode_reason: String,
     keep_cache: bool,
+    /// What of the inputs was in the page cache before.
+    before: Arc<source::Before>,
     storage: Box<dyn Storage>,
     /// What is read instead of experts.
     recombined: Option<Recombined>,
@@ -203,13 +206,7 @@ impl Job {
     }
 
     fn input_files(&self) -> Vec<source::InputFile> {
-        let file = |f: &crate::checkpoint::ShardFile| source::InputFile {
-            path: f.path.clone(),
-            len: f.len,
-            inode: f.inode,
-            mtime_ns: f.mtime_ns,
-        };
-        self.files_read().map(file).collect()
+        self.files_read().map(inputs::input_file).collect()
     }
 
     /// All files that are read, by their index.

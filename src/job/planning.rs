@@ -1,6 +1,7 @@
 //! How a merge is planned: from a recipe, or from what an earlier merge has kept.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::components::{self, Components, Prepared, Recombined, Wanted};
 use super::vocabulary::{self, Tokenizer};
@@ -8,6 +9,7 @@ use super::{Job, Ties, failpoint, files_read, inputs, template};
 use crate::checkpoint::ShardFile;
 use crate::checkpoint::components::Kind;
 use crate::engine::sink::{RealDisk, Storage};
+use crate::engine::source::Before;
 use crate::engine::{host, source};
 use crate::error::Error;
 use crate::kernel::{self, Kernels};
@@ -43,7 +45,8 @@ impl Job {
             progress.event(&Event::Warning { text: &warning });
         }
         let mut inputs = inputs::open(&recipe)?;
-        let ties = inputs::settle_ties(&recipe, &mut inputs, ties)?;
+        let before = Arc::default();
+        let ties = inputs::settle_ties(&recipe, &mut inputs, ties, &before)?;
         let (mut tokenizer, mut warnings) = vocabulary::settle(&recipe, &mut inputs)?;
         let (template, warning) = template::settle(&recipe, &inputs)?;
         tokenizer.template = template;
@@ -67,7 +70,7 @@ impl Job {
             Beside::Nothing
         };
         Self::assemble(
-            Parts { recipe, inputs, ties, tokenizer, method, beside, kernels },
+            Parts { recipe, inputs, ties, tokenizer, method, beside, kernels, before },
             settings,
             None,
             progress,
@@ -162,7 +165,8 @@ impl Job {
         }
         let (template, _) = template::settle(&recipe, &inputs)?;
         let tokenizer = Tokenizer { template, ..Tokenizer::default() };
-        let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels };
+        let before = Arc::default();
+        let parts = Parts { recipe, inputs, ties, tokenizer, method, beside, kernels, before };
         Self::assemble(parts, settings, Some((components, file, wanted)), progress)
     }
 
@@ -172,7 +176,7 @@ impl Job {
         stored: Option<(&Components, ShardFile, Wanted<'_>)>,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
-        let Parts { recipe, inputs, ties, tokenizer, method, beside, kernels } = parts;
+        let Parts { recipe, inputs, ties, tokenizer, method, beside, kernels, before } = parts;
         let (memory, memory_source) = memory(&settings, progress);
         let threads = settings.threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
@@ -214,6 +218,7 @@ impl Job {
             mode_reason,
             sampling,
             keep_cache,
+            before,
             storage,
             recombined,
             findings: None,
@@ -234,6 +239,7 @@ struct Parts {
     method: Box<dyn Method>,
     beside: Beside,
     kernels: &'static Kernels,
+    before: Arc<Before>,
 }
 
 /// The limit to plan for: `--memory`, or a share of what container and machine allow.

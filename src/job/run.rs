@@ -5,6 +5,7 @@
 //! the tiles of either run.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -28,6 +29,7 @@ use crate::error::Error;
 use crate::method::{AnyStage, ExpertOutcome, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Mode, Run, Segment};
 use crate::progress::{Event, Progress};
+use crate::recipe::IoRequest;
 
 /// One kind of pass, as it went.
 #[derive(Clone, Debug, Serialize)]
@@ -208,6 +210,9 @@ pub(super) fn open_sampler(job: &Job) -> Result<Source, EngineError> {
 fn open_by(job: &Job, mode: Mode, grain: Grain) -> Result<Source, EngineError> {
     let mut reading = SourceConfig::new(mode);
     (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
+    // Who asks for reads past the page cache gets them.
+    let looks = job.settings.io != IoRequest::Direct;
+    reading.before = looks.then(|| Arc::clone(&job.before));
     Source::open(job.input_files(), &reading).map_err(EngineError::Source)
 }
 

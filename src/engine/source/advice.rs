@@ -19,6 +19,17 @@ pub(super) fn no_readahead(file: &File) {
     imp::fadvise(file, 0, 0, imp::Hint::Random);
 }
 
+/// Whether every page of `[offset, offset + len)` is in the page cache. Says no where the kernel does not tell: before
+/// Linux 6.5, or of a file that is somebody else's and may not be written.
+pub(super) fn is_cached(file: &File, offset: u64, len: u64) -> bool {
+    imp::is_cached(file, offset, len)
+}
+
+/// Fills `into` from the page cache. False if not all of that is there: then nothing waited for the disk.
+pub(super) fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> bool {
+    imp::read_cached(file, offset, into)
+}
+
 /// Major faults of the calling thread so far: how often it had to wait for a disk read.
 pub(super) fn major_faults() -> u64 {
     imp::major_faults()
@@ -26,14 +37,67 @@ pub(super) fn major_faults() -> u64 {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod imp {
-    #![expect(unsafe_code, reason = "getrusage has no safe wrapper among the dependencies")]
+    #![expect(
+        unsafe_code,
+        reason = "getrusage and cachestat have no safe wrappers among the dependencies"
+    )]
     use std::fs::File;
+    use std::io::IoSliceMut;
     use std::num::NonZeroU64;
+    use std::os::fd::AsRawFd;
 
     pub(super) use rustix::fs::Advice as Hint;
 
     pub(super) fn fadvise(file: &File, offset: u64, len: u64, hint: Hint) {
         let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(len), hint);
+    }
+
+    /// The same on every architecture but MIPS, where nothing has this number and the call is refused.
+    const SYS_CACHESTAT: libc::c_long = 451;
+
+    #[repr(C)]
+    struct CachestatRange {
+        offset: u64,
+        len: u64,
+    }
+
+    #[repr(C)]
+    #[derive(Default)]
+    struct Cachestat {
+        cached: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+
+    pub(super) fn is_cached(file: &File, offset: u64, len: u64) -> bool {
+        if len == 0 {
+            return true;
+        }
+        let range = CachestatRange { offset, len };
+        let mut found = Cachestat::default();
+        // SAFETY: both structs are laid out as the kernel has them and live for the whole call, which reads one and
+        // fills in the other; flags must be 0.
+        let code = unsafe {
+            libc::syscall(
+                SYS_CACHESTAT,
+                file.as_raw_fd(),
+                &raw const range,
+                &raw mut found,
+                0 as libc::c_uint,
+            )
+        };
+        let page = rustix::param::page_size() as u64;
+        let pages = (offset + len).div_ceil(page) - offset / page;
+        code == 0 && found.cached >= pages
+    }
+
+    pub(super) fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> bool {
+        let len = into.len();
+        let mut parts = [IoSliceMut::new(into)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(file, &mut parts, offset, flags).is_ok_and(|got| got == len)
     }
 
     pub(super) fn major_faults() -> u64 {
@@ -60,6 +124,14 @@ mod imp {
     }
 
     pub(super) fn fadvise(_file: &File, _offset: u64, _len: u64, _hint: Hint) {}
+
+    pub(super) fn is_cached(_file: &File, _offset: u64, _len: u64) -> bool {
+        false
+    }
+
+    pub(super) fn read_cached(_file: &File, _offset: u64, _into: &mut [u8]) -> bool {
+        false
+    }
 
     pub(super) fn major_faults() -> u64 {
         0

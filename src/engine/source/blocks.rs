@@ -24,11 +24,18 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Takes hold of blocks: they are not dropped before as many calls of `release`.
-    pub(super) fn hold(&mut self, range: RangeInclusive<u64>) {
+    /// Takes hold of blocks: they are not dropped before as many calls of `release`. Returns those that were not in
+    /// use before.
+    pub(super) fn hold(&mut self, range: RangeInclusive<u64>) -> Runs {
+        let mut fresh = Runs::new();
         for index in range {
-            self.live.entry(index).or_default().holders += 1;
+            let block = self.live.entry(index).or_insert_with(|| {
+                push(&mut fresh, index);
+                Block::default()
+            });
+            block.holders += 1;
         }
+        fresh
     }
 
     /// Marks blocks as asked for; returns those that were not.
@@ -126,13 +133,13 @@ mod tests {
     #[test]
     fn a_block_goes_when_nobody_holds_it_and_the_cursor_left() {
         let mut b = Blocks::default();
-        b.hold(0..=1);
+        assert_eq!(b.hold(0..=1), vec![0..=1]);
         assert_eq!(b.start(0..=1), vec![0..=1]);
         assert!(b.start(0..=1).is_empty(), "asked for once");
         assert!(b.ready(0..=1).is_empty());
         assert!(b.missing(0..=1).is_empty());
         assert!(b.move_cursor(Some(1)).is_empty());
-        b.hold(1..=2);
+        assert_eq!(b.hold(1..=2), vec![2..=2]);
         assert_eq!(b.release(0..=1), vec![0..=0], "block 1 is shared with the next tile");
         assert!(b.release(1..=2).contains(&(2..=2)));
         assert_eq!(b.move_cursor(Some(7)), vec![1..=1]);
@@ -141,7 +148,7 @@ mod tests {
     #[test]
     fn a_late_fill_of_a_released_block_is_dropped_again() {
         let mut b = Blocks::default();
-        b.hold(3..=3);
+        assert_eq!(b.hold(3..=3), vec![3..=3]);
         assert_eq!(b.start(3..=3), vec![3..=3]);
         assert!(b.wanted(3));
         assert_eq!(b.release(3..=3), vec![3..=3]);
@@ -154,7 +161,7 @@ mod tests {
     fn runs_merge_neighbours_only() {
         let mut b = Blocks::default();
         for i in [0, 1, 2, 5, 6, 9] {
-            b.hold(i..=i);
+            drop(b.hold(i..=i));
         }
         assert!(b.ready(2..=2).is_empty());
         assert_eq!(b.missing(0..=2), vec![0..=1]);

@@ -30,8 +30,29 @@ pub(super) fn buffered(
     Ok(Copied { buffer, head: 0 })
 }
 
+/// Reads exactly `range` from the page cache if it was there before this run; the file was opened to be read past it.
+pub(super) fn cached(file: &OpenFile, range: &ByteRange, pool: &Arc<BufferPool>) -> Option<Copied> {
+    if !file.is_at_hand(range.offset, range.len as u64) {
+        return None;
+    }
+    let mut buffer = pool.take(range.len);
+    let into = buffer.bytes_mut().get_mut(..range.len)?;
+    file.read_cached(range.offset, into).then_some(Copied { buffer, head: 0 })
+}
+
+/// Reads `range` past the page cache, but for what was in there before this run.
+pub(super) fn around(
+    file: &OpenFile,
+    range: &ByteRange,
+    pool: &Arc<BufferPool>,
+) -> Result<Copied, SourceError> {
+    let Some(copied) = cached(file, range, pool) else { return direct(file, range, pool) };
+    file.input.check_open(&file.file)?;
+    Ok(copied)
+}
+
 /// Reads the page-aligned superset of `range` past the page cache; the file was opened for that.
-pub(super) fn direct(
+fn direct(
     file: &OpenFile,
     range: &ByteRange,
     pool: &Arc<BufferPool>,

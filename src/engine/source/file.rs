@@ -5,8 +5,9 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::before::{Before, Found};
 use super::blocks::{Blocks, Runs};
 use super::map::Map;
 use super::maps::Maps;
@@ -18,6 +19,8 @@ pub(super) struct Opening {
     pub(super) mode: Mode,
     pub(super) grain: Grain,
     pub(super) keep_cache: bool,
+    /// Where what is in the cache already is read from it, and left there.
+    pub(super) before: Option<Arc<Before>>,
     /// Set when faults turn out to read single pages although huge blocks were promised.
     pub(super) single_pages: Arc<AtomicBool>,
 }
@@ -32,6 +35,9 @@ pub(super) struct OpenFile {
     fills_blocks: bool,
     opening: Opening,
     blocks: Mutex<Blocks>,
+    found: Option<Found>,
+    /// In `direct` mode, a descriptor that reads through the cache; opened when there is something in it.
+    through: OnceLock<Option<File>>,
 }
 
 impl OpenFile {
@@ -56,8 +62,9 @@ impl OpenFile {
                 .map_err(|source| SourceError::Map { path: input.path.clone(), source })?;
             (maps, fills_blocks) = (Some(made), whole);
         }
-        let (opening, blocks) = (opening.clone(), Mutex::default());
-        Ok(Self { input, file, maps, fills_blocks, opening, blocks })
+        let found = opening.before.as_ref().map(|before| before.of(&input));
+        let (opening, blocks, through) = (opening.clone(), Mutex::default(), OnceLock::new());
+        Ok(Self { input, file, maps, fills_blocks, opening, blocks, found, through })
     }
 
     /// The map to use from now on; none in the other modes.
@@ -86,10 +93,56 @@ impl OpenFile {
         (start, ((run.end() + 1) * size).min(self.input.len).saturating_sub(start))
     }
 
+    /// Bytes `[offset, len)` of each block of a run.
+    fn each(&self, run: &RangeInclusive<u64>) -> impl Iterator<Item = (u64, u64)> {
+        run.clone().map(|index| self.span(&(index..=index)))
+    }
+
+    /// Whether all of a range was in the page cache before this run.
+    fn is_theirs(&self, offset: u64, len: u64) -> bool {
+        self.found.as_ref().is_some_and(|found| found.is_theirs(offset, len))
+    }
+
+    /// Whether a range that is to be read past the page cache lies in it anyway.
+    pub(super) fn is_at_hand(&self, offset: u64, len: u64) -> bool {
+        let Some(found) = &self.found else { return false };
+        found.look(&self.file, offset, len);
+        found.is_theirs(offset, len)
+    }
+
+    /// Fills `into` from the page cache, in `direct` mode. False if that is not there, or ours: whoever reads past the cache
+    /// leaves nothing in it.
+    pub(super) fn read_cached(&self, offset: u64, into: &mut [u8]) -> bool {
+        let len = into.len() as u64;
+        if !self.is_at_hand(offset, len) {
+            return false;
+        }
+        let through = self.through.get_or_init(|| {
+            let file = File::open(&self.input.path).ok()?;
+            // Whatever the path names now, it must be what was opened.
+            self.input.check_open(&file).ok()?;
+            advice::no_readahead(&file);
+            Some(file)
+        });
+        // A read that does not wait nevertheless asks for what is missing, so it is not tried for what has gone.
+        let read = through.as_ref().is_some_and(|file| {
+            advice::is_cached(file, offset, len) && advice::read_cached(file, offset, into)
+        });
+        if !read && let Some(found) = &self.found {
+            found.lose(offset, len);
+        }
+        read
+    }
+
     /// Holds the blocks of a range until the returned value is dropped.
     pub(super) fn hold(self: &Arc<Self>, offset: u64, len: u64) -> Hold {
         let range = self.blocks_of(offset, len);
-        self.blocks().hold(range.clone());
+        let fresh = self.blocks().hold(range.clone());
+        if let Some(found) = &self.found {
+            for (start, len) in fresh.iter().flat_map(|run| self.each(run)) {
+                found.look_again(&self.file, start, len);
+            }
+        }
         Hold { file: Arc::clone(self), map: self.map(), range }
     }
 
@@ -129,10 +182,18 @@ impl OpenFile {
         }
         for run in runs {
             let (start, len) = self.span(run);
-            if len > 0 {
-                if let Some(maps) = &self.maps {
-                    maps.release(start, len);
-                }
+            if len == 0 {
+                continue;
+            }
+            if let Some(maps) = &self.maps {
+                maps.release(start, len);
+            }
+            // Most often nothing was there.
+            if !self.found.as_ref().is_some_and(|found| found.has_theirs(start, len)) {
+                advice::drop_cache(&self.file, start, len);
+                continue;
+            }
+            for (start, len) in self.each(run).filter(|&(start, len)| !self.is_theirs(start, len)) {
                 advice::drop_cache(&self.file, start, len);
             }
         }
@@ -166,7 +227,9 @@ impl Hold {
                 run.for_each(|index| fill(&self.file, index));
             } else {
                 let (start, len) = self.file.span(&run);
-                advice::will_need(&self.file.file, start, len);
+                if !self.file.is_theirs(start, len) {
+                    advice::will_need(&self.file.file, start, len);
+                }
             }
         }
     }

@@ -6,10 +6,13 @@
 //! drop(bytes)         --> once no tile and no prefetch needs a block, and the cursor has left it,
 //!                         it is unmapped and its page cache dropped
 //! ```
+//! What was in the page cache before the run is read from there in every mode, and stays ([`Before`]).
+//!
 //! Invariants: the same bytes in every mode; page cache charged to this process stays within
 //! [`Grain::footprint`]; a file that is not what the plan recorded is an error, never data.
 
 mod advice;
+mod before;
 mod blocks;
 mod choose;
 mod copy;
@@ -28,6 +31,7 @@ mod tile;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use before::Before;
 pub use choose::{choose, for_samples};
 pub use error::SourceError;
 pub use identity::InputFile;
@@ -62,6 +66,9 @@ pub struct SourceConfig {
     pub grain: Grain,
     /// Leaves everything in the page cache, for hosts with room to keep all inputs for the next pass.
     pub keep_cache: bool,
+    /// Tells what was in the page cache before from what this run brought there: the same for all sources of a run. Without,
+    /// all that is read is dropped, and `direct` mode reads nothing from there.
+    pub before: Option<Arc<Before>>,
     /// Threads that read ahead in `mmap` (huge grain) and `direct` mode. With 0 nothing overlaps there.
     pub helpers: usize,
     /// Most files open at a time; None for half of `RLIMIT_NOFILE`.
@@ -71,7 +78,14 @@ pub struct SourceConfig {
 impl SourceConfig {
     /// The settings measured best for a sequential pass.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, grain: Grain::Huge, keep_cache: false, helpers: 2, max_open: None }
+        Self {
+            mode,
+            grain: Grain::Huge,
+            keep_cache: false,
+            before: Some(Arc::default()),
+            helpers: 2,
+            max_open: None,
+        }
     }
 }
 
@@ -118,9 +132,14 @@ impl Source {
             mode: config.mode,
             grain,
             keep_cache: config.keep_cache,
+            before: config.before.clone().filter(|_| !config.keep_cache),
             single_pages: Arc::default(),
         };
-        let max_open = config.max_open.unwrap_or_else(files::max_open_files);
+        let max_open = config.max_open.unwrap_or_else(|| match (config.mode, &opening.before) {
+            // A second descriptor for what is in the page cache.
+            (Mode::Direct, Some(_)) => files::max_open_files() / 2,
+            _ => files::max_open_files(),
+        });
         let read_by_file = vec![0; inputs.len()];
         let files = Files::new(inputs, opening, max_open);
         let (pool, ahead) = (Arc::default(), HashMap::new());
@@ -194,12 +213,12 @@ impl Source {
             });
             return Ok(Ahead::Held(hold));
         }
-        if self.helpers.is_empty() {
+        if self.helpers.is_empty() || file.is_at_hand(range.offset, range.len as u64) {
             return Ok(Ahead::Nothing);
         }
         let slot = Arc::new(Slot::default());
         let (filler, pool, range) = (Filler(Arc::clone(&slot)), Arc::clone(&self.pool), *range);
-        self.helpers.submit(move || filler.run(|| copy::direct(&file, &range, &pool)));
+        self.helpers.submit(move || filler.run(|| copy::around(&file, &range, &pool)));
         Ok(Ahead::Buffer(slot))
     }
 
@@ -220,9 +239,9 @@ impl Source {
             }
             Ahead::Buffer(slot) => match slot.wait() {
                 Some(outcome) => outcome?,
-                None => copy::direct(&*self.files.of(range)?, range, &self.pool)?,
+                None => copy::around(&*self.files.of(range)?, range, &self.pool)?,
             },
-            Ahead::Nothing => copy::direct(&*self.files.of(range)?, range, &self.pool)?,
+            Ahead::Nothing => copy::around(&*self.files.of(range)?, range, &self.pool)?,
         };
         Ok(TileBytes::copied(copied, range.len))
     }

@@ -34,7 +34,10 @@ fn configs() -> Vec<SourceConfig> {
     for mode in MODES {
         for grain in GRAINS {
             for (keep_cache, helpers) in [(false, 2), (false, 0), (true, 1)] {
-                all.push(SourceConfig { mode, grain, keep_cache, helpers, max_open: Some(2) });
+                let (max_open, plain) = (Some(2), SourceConfig::new(mode));
+                let config = SourceConfig { grain, keep_cache, helpers, max_open, ..plain };
+                all.push(SourceConfig { before: None, ..config.clone() });
+                all.push(config);
             }
         }
     }
@@ -187,22 +190,25 @@ fn ranges_outside_of_the_plan_are_refused() {
     assert!(matches!(source.read(&[range(0, 0, 1)]), Err(SourceError::Open { .. })));
 }
 
+/// A file on a disk, if there is one: elsewhere page cache cannot be dropped.
+#[cfg(target_os = "linux")]
+fn on_disk(len: usize) -> Option<(tempfile::TempDir, PathBuf)> {
+    use crate::engine::host::disk::{FileSystem, file_system};
+    let dir = tempfile::tempdir().unwrap();
+    if !matches!(file_system(dir.path()).unwrap(), FileSystem::LocalDisk(_)) {
+        let dir = dir.path().display();
+        println!("SKIPPED: {dir} is not on a disk, page cache cannot be dropped");
+        return None;
+    }
+    let path = write(dir.path(), "shard", len, 3);
+    Some((dir, path))
+}
+
 /// The promise of the module: between two reads, only blocks in use are in the page cache.
 #[cfg(target_os = "linux")]
 #[test]
 fn page_cache_holds_what_is_in_use_and_no_more() {
-    let dir = tempfile::tempdir().unwrap();
-    if !matches!(
-        crate::engine::host::disk::file_system(dir.path()).unwrap(),
-        crate::engine::host::disk::FileSystem::LocalDisk(_)
-    ) {
-        println!(
-            "SKIPPED: {} is not on a disk, page cache cannot be dropped",
-            dir.path().display()
-        );
-        return;
-    }
-    let path = write(dir.path(), "shard", 24 << 20, 3);
+    let Some((_dir, path)) = on_disk(24 << 20) else { return };
     for (mode, grain) in [
         (Mode::Mmap, Grain::Huge),
         (Mode::Mmap, Grain::Exact),
@@ -233,6 +239,107 @@ fn page_cache_holds_what_is_in_use_and_no_more() {
         source.finish_pass();
         drop(source);
         assert_eq!(resident(&path), 0, "{mode:?} {grain:?}: nothing stays behind");
+    }
+}
+
+/// Ways to read, of which each brings other pages into the cache.
+#[cfg(target_os = "linux")]
+const WAYS: [(Mode, Grain); 6] = [
+    (Mode::Mmap, Grain::Huge),
+    (Mode::Mmap, Grain::Exact),
+    (Mode::Mmap, Grain::Sparse),
+    (Mode::Pread, Grain::Exact),
+    (Mode::Pread, Grain::Sparse),
+    (Mode::Direct, Grain::Exact),
+];
+
+/// Leaves the first `len` bytes of a file in the page cache, and nothing else of it.
+#[cfg(target_os = "linux")]
+fn warm(path: &Path, len: u64) {
+    let file = std::fs::File::open(path).unwrap();
+    advice::no_readahead(&file);
+    advice::drop_cache(&file, 0, 0);
+    let len = len.min(file.metadata().unwrap().len());
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut vec![0; len as usize], 0).unwrap();
+    assert_eq!(resident(path), len.next_multiple_of(4096));
+}
+
+/// Reads all of a file twice, some of it ahead.
+#[cfg(target_os = "linux")]
+fn read_twice(source: &mut Source, whole: &[u8]) {
+    let tile = |i: u64| range(0, i * MIB, MIB.min(whole.len() as u64 - i * MIB) as usize);
+    let count = (whole.len() as u64).div_ceil(MIB);
+    for i in (0..count).chain(0..count) {
+        source.prefetch(&[tile(i), tile((i + 1) % count)]);
+        let bytes = source.read(&[tile(i)]).unwrap();
+        let start = (i * MIB) as usize;
+        assert!(bytes[0][..] == whole[start..start + bytes[0].len()]);
+    }
+    source.finish_pass();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_in_the_page_cache_before_stays_there() {
+    let len = (24 << 20) + 12_345;
+    let Some((_dir, path)) = on_disk(len) else { return };
+    let (whole, all) = (std::fs::read(&path).unwrap(), (len as u64).next_multiple_of(4096));
+    if !advice::is_cached(&std::fs::File::open(&path).unwrap(), 0, len as u64) {
+        println!("SKIPPED: this kernel does not tell what is in the page cache");
+        return;
+    }
+    for (mode, grain) in WAYS {
+        let config = || SourceConfig { grain, ..SourceConfig::new(mode) };
+        // A unit of which a part was there, is not theirs.
+        for (cached, stays) in [(0, 0), (10 * MIB, 10 * MIB), (11 * MIB, 10 * MIB), (all, all)] {
+            warm(&path, cached);
+            let mut source = open(std::slice::from_ref(&path), &config());
+            read_twice(&mut source, &whole);
+            drop(source);
+            // Past the cache nothing is brought into it, and so nothing is dropped.
+            let stays = if mode == Mode::Direct { cached } else { stays };
+            assert_eq!(resident(&path), stays, "{mode:?} {grain:?}, {cached} bytes before");
+        }
+        // Nobody looks.
+        warm(&path, 10 * MIB);
+        let config = SourceConfig { before: None, ..config() };
+        let mut source = open(std::slice::from_ref(&path), &config);
+        read_twice(&mut source, &whole);
+        drop(source);
+        let stays = if mode == Mode::Direct { 10 * MIB } else { 0 };
+        assert_eq!(resident(&path), stays, "{mode:?} {grain:?}");
+    }
+}
+
+/// What one source has read, or what has gone in the meantime, is not taken for what was there before.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_read_in_the_run_is_not_taken_for_what_was_there() {
+    let Some((_dir, path)) = on_disk(8 << 20) else { return };
+    let whole = std::fs::read(&path).unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    for (mode, grain) in WAYS {
+        let config = SourceConfig { grain, ..SourceConfig::new(mode) };
+        let mut mapped = SourceConfig::new(Mode::Mmap);
+        mapped.before.clone_from(&config.before);
+        // One source has all of the file in the cache, when the other comes to it.
+        warm(&path, 0);
+        let mut one = open(std::slice::from_ref(&path), &mapped);
+        let held = one.read(&[range(0, 0, 8 << 20)]).unwrap();
+        assert_eq!(resident(&path), 8 << 20);
+        let mut other = open(std::slice::from_ref(&path), &config);
+        read_twice(&mut other, &whole);
+        drop((held, one, other));
+        assert_eq!(resident(&path), 0, "{mode:?} {grain:?}");
+        // Somebody drops it between two passes.
+        warm(&path, 8 << 20);
+        let mut source = open(std::slice::from_ref(&path), &SourceConfig::new(mode));
+        read_twice(&mut source, &whole);
+        advice::drop_cache(&file, 0, 0);
+        assert_eq!(resident(&path), 0, "nothing is mapped any more");
+        read_twice(&mut source, &whole);
+        drop(source);
+        assert_eq!(resident(&path), 0, "{mode:?} {grain:?}");
     }
 }
 
