@@ -117,6 +117,7 @@ impl Pass<'_> {
             catalog_bytes: tensors * 320
                 + self.pairs.both.len() as u64 * 2048
                 + self.pairs.groups.len() as u64 * stats,
+            sampled: 0,
             whole: None,
             grain: 1,
             threads: settings.threads.unwrap_or_else(|| {

@@ -58,6 +58,8 @@ pub struct Context<'a> {
     pub cancel: &'a AtomicBool,
     /// As many as the plan has output buffers, the same for all passes.
     pub tickets: &'a Tickets,
+    /// Worker threads.
+    pub workers: usize,
 }
 
 /// What one pass, or a part of one, does.
@@ -143,6 +145,15 @@ pub trait TileSink: Send {
 
     /// Takes what was seen of a tile that was merged. Called after its bytes were written.
     fn seen(&mut self, _tile: &Tile, _seen: &Seen) {}
+}
+
+/// For passes that write nothing.
+pub struct Nothing;
+
+impl TileSink for Nothing {
+    fn write(&mut self, _shard: usize, _offset: u64, _bytes: &TileOut) -> Result<(), SinkError> {
+        Ok(())
+    }
 }
 
 /// How a pass reads.

@@ -75,7 +75,7 @@ pub(super) fn run(
     sources: Sources<'_>,
     sink: &mut dyn TileSink,
 ) -> Result<PassResult, EngineError> {
-    let (tickets, workers) = (context.plan.budget.buffers, context.plan.budget.workers);
+    let (tickets, workers) = (context.plan.budget.buffers, context.workers);
     // A tile that has come waits in the reader's hands, with the next one asked for: no more inputs than planned.
     let (to_workers, loaded) = bounded(0);
     let (to_writer, finished) = bounded::<Finished>(tickets);

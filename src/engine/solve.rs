@@ -69,11 +69,8 @@ pub(super) fn run(
     let Some(solve) = segment.solve() else { return Err(named(MethodError::NoSolver)) };
     let Sources { tiles: source, scattered } = sources;
     let products = Adapters::default().of(context, index, scattered)?;
-    let threads = Threads {
-        workers: plan.budget.workers,
-        cancel: context.cancel,
-        left: AtomicBool::new(false),
-    };
+    let threads =
+        Threads { workers: context.workers, cancel: context.cancel, left: AtomicBool::new(false) };
     let stopped = || context.cancel.load(Ordering::Relaxed) || threads.left.load(Ordering::Relaxed);
     let mut solver = context.method.solver(tensor, solve.matrix()).map_err(named)?;
     let solving = Solving { context, index, segment, solve, products };

@@ -16,6 +16,7 @@
 //!
 //! The protocol and its promises are told in `docs/reliability.md`.
 
+mod ahead;
 mod components;
 mod digests;
 #[cfg(test)]
@@ -49,6 +50,7 @@ mod preflight;
 mod publish;
 mod reading;
 mod redo;
+mod report;
 mod resume;
 mod run;
 #[cfg(test)]
@@ -59,6 +61,7 @@ mod statistics;
 mod status;
 mod survey;
 mod template;
+mod unrecorded;
 mod verify;
 mod vocabulary;
 
@@ -71,7 +74,7 @@ pub use findings::Findings;
 pub use manifest::{Manifest, ManifestExtent, ManifestFile};
 pub(crate) use planning::memory;
 pub use preflight::Space;
-pub use run::{PassReport, Report};
+pub use report::{PassReport, Report};
 pub use status::{Status, Unfinished, clean, status};
 pub use survey::{Survey, Units};
 pub use verify::{Depth, Finding, VerifyReport, verify};

@@ -119,6 +119,15 @@ impl Bundle<'_> {
         Ok(Open { path, file, end: 0, trail: Trail::default() })
     }
 
+    /// Throws all parcels away: nobody will ask for them.
+    pub(super) fn discard(self) {
+        if let Some(Open { path, file, .. }) = self.file().take() {
+            drop(file);
+            // What is left is removed with the staging directory.
+            let _litter = self.shelf.storage.remove_file(&path);
+        }
+    }
+
     /// Makes all parcels durable, before the record about the piece.
     ///
     /// # Errors

@@ -1,68 +1,36 @@
 //! Runs all passes of a planned merge, piece by piece, and commits the result.
 //!
-//! After each piece everything it has written is made durable, then the journal says so. A merge that
-//! is killed goes on behind the last piece; the bytes are the same, whatever the threads, the memory and
-//! the tiles of either run.
+//! When enough was done, all of it is made durable, then the journal says so. A merge that is killed goes on behind
+//! the last record; the bytes are the same, whatever the threads, the memory and the tiles of either run.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Instant;
 
-use serde::Serialize;
-
+use super::ahead::{self, Ahead};
 use super::components::{self, Writer};
 use super::journal::{Cursor, Journal, Record};
 use super::output::{self, Output};
 use super::parcels::Shelf;
-use super::pieces::{piece, whole_units};
+use super::pieces::{cost, piece, whole_cost, whole_units};
 use super::redo::Redo;
+use super::report::{PassReport, Report};
 use super::resume::{self, UnderWay};
 use super::snapshots::Snapshots;
 use super::staging::{Place, Staging};
 use super::statistics::{self, Collector};
+use super::unrecorded::Unrecorded;
 use super::{Job, publish};
 use crate::engine::sink::SinkConfig;
 use crate::engine::source::{Source, SourceConfig};
 use crate::engine::{self, Context, EngineError, PassResult, Sources, Tickets, Work, host};
 use crate::error::Error;
-use crate::method::{AnyStage, ExpertOutcome, Next, Outcome, Sampling, State};
+use crate::method::{AnyStage, ExpertOutcome, MethodError, Next, Outcome, Sampling, State};
 use crate::plan::{Grain, Mode, Run, Segment};
 use crate::progress::{Event, Progress};
 use crate::recipe::IoRequest;
-
-/// One kind of pass, as it went.
-#[derive(Clone, Debug, Serialize)]
-pub struct PassReport {
-    /// Its name.
-    pub name: String,
-    /// Bytes read.
-    pub read: u64,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-}
-
-/// What was merged and what it took. After a resume it tells of this run's part.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// Per unit: its name, and what the method has to tell.
-    #[serde(skip)]
-    pub units: Vec<(String, Outcome)>,
-    /// Passes in order of first appearance.
-    pub passes: Vec<PassReport>,
-    /// Bytes read over all passes.
-    pub read: u64,
-    /// Bytes that one read of all inputs takes.
-    pub inputs: u64,
-    /// Bytes of the output's shards.
-    pub written: u64,
-    /// Wall-clock seconds.
-    pub seconds: f64,
-    /// Peak memory of the process, and of its container if that is known.
-    pub memory: host::usage::MemoryUsage,
-    /// Expert values that were not finite and counted as the base's.
-    pub replaced: u64,
-}
 
 /// Merges `job` into `out`.
 pub(super) fn merge(
@@ -120,6 +88,7 @@ fn in_staging(
         progress,
         cancel,
         tickets: &tickets,
+        workers: job.plan.budget.workers,
     };
     let mut journal = staging.journal()?;
     let beside = job.recombined.as_ref().map_or(0, |recombined| recombined.file.len);
@@ -171,27 +140,32 @@ fn in_staging(
         .with_components(components)
         .with_statistics(statistics);
     progress.event(&Event::Started { bytes_total: total, bytes_done: resume::read(job, &cursor) });
-    let mut passes = Passes {
-        job,
-        context,
-        staging,
-        source,
-        sampler,
-        scattered,
-        output,
-        journal,
-        snapshots,
-        seen,
-        shelf: &shelf,
-        cursor,
-        under_way,
-        total,
-        report: Report::default(),
-    };
-    for run in &job.plan.runs {
-        passes.run(run)?;
-    }
-    let mut report = passes.publish(&staging.model())?;
+    let samples = ahead::tickets();
+    let mut report = thread::scope(|scope| {
+        let mut passes = Passes {
+            job,
+            context,
+            staging,
+            source,
+            sampler,
+            scattered,
+            ahead: Ahead::new(scope, job, &context, &samples)?,
+            output,
+            journal,
+            snapshots,
+            seen,
+            shelf: &shelf,
+            recorded: cursor.units,
+            cursor,
+            under_way,
+            unrecorded: Unrecorded::default(),
+            total,
+            report: Report::default(),
+        };
+        job.plan.runs.iter().try_for_each(|run| passes.run(run))?;
+        passes.record()?;
+        passes.publish(&staging.model())
+    })?;
     report.seconds = begin.elapsed().as_secs_f64();
     report.memory = host::usage::snapshot();
     Ok(report)
@@ -216,7 +190,7 @@ fn open_by(job: &Job, mode: Mode, grain: Grain) -> Result<Source, EngineError> {
     Source::open(job.input_files(), &reading).map_err(EngineError::Source)
 }
 
-struct Passes<'a> {
+struct Passes<'scope, 'a> {
     job: &'a Job,
     context: Context<'a>,
     staging: &'a Staging<'a>,
@@ -225,20 +199,25 @@ struct Passes<'a> {
     sampler: Source,
     /// Reads adapters, and rows that move.
     scattered: Source,
+    /// Takes samples of the unit that comes next.
+    ahead: Ahead<'scope, 'a>,
     output: Output<'a>,
     journal: Journal,
     snapshots: Snapshots<'a>,
     /// Statistics of the pieces.
     seen: Snapshots<'a>,
     shelf: &'a Shelf<'a>,
+    /// Units that were merged at the last record.
+    recorded: u32,
     cursor: Cursor,
     under_way: Option<UnderWay>,
+    unrecorded: Unrecorded<'a>,
     /// Bytes that all passes read.
     total: u64,
     report: Report,
 }
 
-impl Passes<'_> {
+impl Passes<'_, '_> {
     fn run(&mut self, run: &Run) -> Result<(), Error> {
         match run {
             Run::Copies(segments) => self.copies(segments),
@@ -253,12 +232,13 @@ impl Passes<'_> {
         let plan = self.context.plan;
         let total = plan.elements(segments);
         while self.cursor.copied < total {
-            let range = piece(self.job, segments, self.cursor.copied, total, true, 1.0);
+            let done = self.unrecorded.done(true);
+            let range = piece(self.job, segments, self.cursor.copied..total, true, 1.0, done);
             let work = Work::Copies { segments, range: range.clone() };
             let result = self.pass("copy", &work)?;
             self.cursor.copied += result.done;
-            self.record(true)?;
-            go_on(result.done == range.end - range.start)?;
+            self.unrecorded.add(cost(self.job, segments, result.done, true, 1.0), true);
+            self.go_on(self.cursor.copied == range.end, range.end < total)?;
         }
         Ok(())
     }
@@ -266,7 +246,7 @@ impl Passes<'_> {
     fn whole(&mut self, units: &[u32]) -> Result<(), Error> {
         let mut left: &[u32] = &units[units.partition_point(|&unit| unit < self.cursor.units)..];
         while !left.is_empty() {
-            let now = &left[..whole_units(self.job, left)];
+            let now = &left[..whole_units(self.job, left, self.unrecorded.done(true))];
             let result = self.pass("all passes in memory", &Work::Whole { units: now })?;
             let done = result.done as usize;
             self.report.replaced += result.replaced;
@@ -276,21 +256,23 @@ impl Passes<'_> {
             if let Some(last) = now[..done].last() {
                 let copied = self.cursor.copied;
                 self.cursor = Cursor { copied, units: last + 1, ..Cursor::default() };
-                self.record(true)?;
+                self.unrecorded.add(whole_cost(self.job, &now[..done]), true);
             }
-            go_on(done == now.len())?;
             left = &left[done..];
+            self.go_on(done == now.len(), !left.is_empty())?;
         }
         Ok(())
     }
 
     /// A tensor that is solved for is one piece: a kill costs no more than that.
     fn solved(&mut self, unit: u32) -> Result<(), Error> {
+        self.record()?;
         let result = self.pass("solve", &Work::Solve { unit })?;
         result.outcomes.into_iter().for_each(|(unit, outcome)| self.done(unit, outcome));
         let copied = self.cursor.copied;
         self.cursor = Cursor { copied, units: unit + 1, ..Cursor::default() };
-        self.record(true)
+        self.unrecorded.add(whole_cost(self.job, &[unit]), true);
+        self.record()
     }
 
     fn streamed(&mut self, unit: u32) -> Result<(), Error> {
@@ -300,14 +282,24 @@ impl Passes<'_> {
         let named = |error| EngineError::Method { unit: view.name.clone(), error };
         let (mut stage, mut state) = if let Some(under_way) = self.under_way.take() {
             (under_way.stage, under_way.state)
+        } else if let Some(stage) = self.sampled(unit)? {
+            (stage, None)
         } else {
             (self.context.method.start(view).map_err(named)?, None)
         };
+        self.ahead.begin_behind(unit);
         loop {
             let gathered = self.stage(unit, &*stage, state.take(), total)?;
             let parcels = self.shelf.of(unit, self.cursor.stage)?;
             let next = match stage.finish(gathered, &parcels) {
-                Err(error) => return Err(parcels.failure().unwrap_or_else(|| named(error).into())),
+                Err(error) => {
+                    let failure = parcels.failure();
+                    if failure.is_none() && matches!(error, MethodError::Lost(_)) {
+                        // The last record tells which scan is to be made again.
+                        self.record()?;
+                    }
+                    return Err(failure.unwrap_or_else(|| named(error).into()));
+                }
                 Ok(next) => next,
             };
             match next {
@@ -320,14 +312,29 @@ impl Passes<'_> {
                     self.done(unit, outcome);
                     let copied = self.cursor.copied;
                     self.cursor = Cursor { copied, units: unit + 1, ..Cursor::default() };
-                    self.record(false)?;
-                    // This unit's are kept: a resume may find some of its bytes damaged.
-                    self.snapshots.forget(|u, _, _| u < unit);
-                    self.shelf.forget(|(u, _, _)| u < unit);
-                    return Ok(());
+                    self.unrecorded.forget_unit();
+                    return self.go_on(true, false);
                 }
             }
         }
+    }
+
+    /// The stage behind the samples of a unit, if they were taken ahead.
+    fn sampled(&mut self, unit: u32) -> Result<Option<Box<dyn AnyStage>>, Error> {
+        let Some(sampled) = (match self.ahead.take(unit) {
+            Err(EngineError::Interrupted) => return Err(self.stop()),
+            taken => taken?,
+        }) else {
+            return Ok(None);
+        };
+        let elements = self.context.plan.view(unit).elements;
+        for (stage, state) in (0..).zip(sampled.states) {
+            self.unrecorded.hold(self.job, &self.snapshots, (unit, stage, elements), state)?;
+            self.cursor.stage = stage + 1;
+        }
+        self.unrecorded.add(sampled.cost, false);
+        sampled.passes.into_iter().for_each(|pass| self.report(pass));
+        Ok(Some(sampled.stage))
     }
 
     /// Runs one stage to its end, from where the cursor says.
@@ -344,13 +351,18 @@ impl Passes<'_> {
         while self.cursor.elements < total {
             // A piece of a sample reaches over as many elements as cost the usual number of bytes.
             let share = stage.sample().map_or(1.0, Sampling::share);
-            let range =
-                piece(self.job, segments, self.cursor.elements, total, stage.writes(), share);
+            let (writes, left) = (stage.writes(), self.cursor.elements..total);
+            let done = self.unrecorded.done(writes);
+            let range = piece(self.job, segments, left, writes, share, done);
             let bundle = self.shelf.begin((unit, self.cursor.stage, self.cursor.elements));
             let work = Work::Stage { segments, stage, range: range.clone(), keep: &bundle };
-            let result = self.pass(stage.name(), &work)?;
+            let result = match self.pass(stage.name(), &work) {
+                // Nothing of the piece counts, and what came before it is whole. Of a map the output has more.
+                Err(EngineError::Interrupted) if !writes => return Err(self.stop()),
+                result => result?,
+            };
             if result.done > 0 {
-                bundle.seal()?;
+                self.unrecorded.keep(bundle);
                 if stage.writes() {
                     self.report.replaced += result.replaced;
                 }
@@ -361,23 +373,39 @@ impl Passes<'_> {
                     }
                     (into, from) => into.or(from),
                 };
-                let before = self.cursor.elements;
                 self.cursor.elements += result.done;
-                let (at, seen) = (self.cursor.stage, self.cursor.elements);
+                let key = (unit, self.cursor.stage, self.cursor.elements);
                 if let Some(state) = &state {
-                    self.snapshots.save((unit, at, seen), &stage.save(state))?;
+                    self.unrecorded.hold(self.job, &self.snapshots, key, stage.save(state))?;
                 }
-                self.record(stage.writes())?;
-                self.snapshots.forget(|u, s, e| u == unit && s == at && e <= before);
+                self.unrecorded.add(cost(self.job, segments, result.done, writes, share), writes);
             }
-            go_on(self.cursor.elements == range.end)?;
+            self.go_on(self.cursor.elements == range.end, range.end < total)?;
         }
         Ok(state.unwrap_or_else(|| stage.empty()))
     }
 
-    /// Makes durable what a piece has written, if it has, and records how far the merge has come.
-    fn record(&mut self, written: bool) -> Result<(), Error> {
-        let mut news = if written { self.output.sync()? } else { Record::default() };
+    /// Goes on behind a piece, with a record if one is due. Ends the merge here if the piece was stopped before its end.
+    fn go_on(&mut self, whole: bool, due: bool) -> Result<(), Error> {
+        if !whole {
+            return Err(self.stop());
+        }
+        if due || self.unrecorded.is_due(self.job) { self.record() } else { Ok(()) }
+    }
+
+    /// Ends the merge here, with a record.
+    fn stop(&mut self) -> Error {
+        self.record().err().unwrap_or_else(|| EngineError::Interrupted.into())
+    }
+
+    /// Makes durable what has no record yet, and records how far the merge has come.
+    fn record(&mut self) -> Result<(), Error> {
+        if !self.unrecorded.is_any() {
+            return Ok(());
+        }
+        self.unrecorded.settle(&self.snapshots)?;
+        let has_output = self.unrecorded.has_output();
+        let mut news = if has_output { self.output.sync()? } else { Record::default() };
         if let Some(components) = self.output.components() {
             news.components = Some(components.sync()?);
         }
@@ -392,6 +420,13 @@ impl Passes<'_> {
         let (read, total) = (resume::read(self.job, &self.cursor), self.total);
         let news = Record { cursor: self.cursor.clone(), read, total, ..news };
         self.journal.append(self.staging.record(news))?;
+        self.unrecorded.recorded();
+        // Those of the record before are kept, too: a resume may find some of the bytes of this one damaged.
+        let (before, now) =
+            (std::mem::replace(&mut self.recorded, self.cursor.units), &self.cursor);
+        let (unit, stage, elements) = (now.units, now.stage, now.elements);
+        self.snapshots.forget(|u, s, e| u < before || u == unit && s == stage && e < elements);
+        self.shelf.forget(|(u, _, _)| u < before);
         Ok(())
     }
 
@@ -444,19 +479,15 @@ impl Passes<'_> {
         let result = engine::run(&self.context, work, sources, &mut self.output)?;
         let seconds = begin.elapsed().as_secs_f64();
         let read = source.bytes_read() + self.scattered.bytes_read() - before;
-        progress.event(&Event::PassFinished { name, bytes: read, seconds });
-        match self.report.passes.iter_mut().find(|pass| pass.name == name) {
-            Some(pass) => {
-                pass.read += read;
-                pass.seconds += seconds;
-            }
-            None => self.report.passes.push(PassReport { name: name.to_owned(), read, seconds }),
-        }
+        self.report(PassReport { name: name.to_owned(), read, seconds });
         Ok(result)
     }
-}
 
-/// Ends the merge here if a piece was stopped before its end.
-fn go_on(whole: bool) -> Result<(), Error> {
-    if whole { Ok(()) } else { Err(EngineError::Interrupted.into()) }
+    /// Tells of a pass, or a part of one.
+    fn report(&mut self, pass: PassReport) {
+        let PassReport { name, read, seconds } = &pass;
+        let (bytes, seconds) = (*read, *seconds);
+        self.context.progress.event(&Event::PassFinished { name, bytes, seconds });
+        self.report.add(pass);
+    }
 }

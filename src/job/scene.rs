@@ -35,10 +35,17 @@ pub(super) struct Scene {
     pub(super) inside: bool,
     /// How output is written where a test follows that.
     pub(super) write: WriteRequest,
+    /// Elements of a tile, and bytes of work between two records, where a test follows that.
+    pub(super) pieces: (usize, u64),
     pub(super) expected: Files,
     /// The files of components, if they are kept: in `kept`, beside the output.
     pub(super) kept: Option<Files>,
 }
+
+/// Elements of a tile, and bytes of work between two records: all units fit in a tile, but the whole model.
+const PIECES: (usize, u64) = (4_096, 6_000);
+/// The same so that units of layers are streamed, and have records amid them.
+pub(super) const SMALL_PIECES: (usize, u64) = (256, 2_500);
 
 /// Where components are kept.
 pub(super) const KEPT: &str = "kept";
@@ -94,8 +101,9 @@ impl Scene {
         recipe.scope = scope;
         recipe.exclude = vec!["*norm*".to_owned()];
         recipe.shard_size = 5_000;
-        let (inputs, write) = (Arc::new(inputs), WriteRequest::Auto);
-        Self { inputs, recipe, inside, write, expected: Files::new(), kept: None }.undisturbed()
+        let (inputs, write, pieces) = (Arc::new(inputs), WriteRequest::Auto, PIECES);
+        let expected = Files::new();
+        Self { inputs, recipe, inside, write, pieces, expected, kept: None }.undisturbed()
     }
 
     /// Another merge of the same inputs.
@@ -103,8 +111,9 @@ impl Scene {
         let mut recipe = self.recipe.clone();
         change(&mut recipe);
         let inputs = Arc::clone(&self.inputs);
-        let (inside, write) = (self.inside, self.write);
-        Self { inputs, recipe, inside, write, expected: Files::new(), kept: None }.undisturbed()
+        let (inside, write, pieces) = (self.inside, self.write, self.pieces);
+        let expected = Files::new();
+        Self { inputs, recipe, inside, write, pieces, expected, kept: None }.undisturbed()
     }
 
     /// A merge that keeps components.
@@ -162,8 +171,8 @@ impl Scene {
         Settings {
             threads: Some(1),
             memory: Some(64 << 20),
-            tile: Some(4_096),
-            checkpoint: Some(6_000),
+            tile: Some(PIECES.0),
+            checkpoint: Some(PIECES.1),
             ..Settings::default()
         }
     }

@@ -34,6 +34,9 @@ pub struct Budget {
     /// Statistics: a state for each worker, the one they are gathered in, and one being saved; and what each worker keeps of a
     /// unit that it merges whole.
     pub fold_bytes: u64,
+    /// Whether there is room to take samples of a unit while the one before it is merged.
+    #[serde(skip)]
+    pub samples_ahead: bool,
     /// What is seen of the tensors on the way, and told of them afterwards.
     #[serde(skip_serializing_if = "is_zero")]
     pub seen_bytes: u64,
@@ -89,6 +92,8 @@ pub(crate) struct Demand {
     /// The largest unit that gains from fitting in one tile (its statistics then cost no
     /// second read), in elements.
     pub whole: Option<u64>,
+    /// Elements of the second largest unit of which a sample can be taken ahead; one of several tensors never fits in a tile.
+    pub sampled: u64,
     /// Elements that must meet in one block, at most: the smallest tile.
     pub grain: u64,
     /// Threads wanted.
@@ -106,6 +111,8 @@ const WANTED: u32 = 1 << 19;
 const LEAST: u32 = 1 << 14;
 /// Tiles that are being read, while the workers have one each: one has come, one is asked for.
 const AHEAD: usize = 2;
+/// Tiles of samples that are taken ahead: one worker has one.
+pub(crate) const SAMPLE_TILES: usize = 1 + AHEAD;
 /// Ways to write, the fastest first: output buffers beside those of tiles whose inputs are in memory, so that neither
 /// the writer nor the workers wait for each other, and the most bytes given to the disk at a time.
 const WAYS: [(usize, u64); 5] =
@@ -129,7 +136,7 @@ pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
         loop {
             let ways = WAYS.map(|way| compute(limit, source, demand, *grain, tile, workers, way));
             if let Some(plan) = ways.iter().find(|plan| plan.total() <= limit) {
-                return Ok(plan.clone());
+                return Ok(with_samples_ahead(plan.clone(), demand));
             }
             let can_shrink = demand.tile.is_none() && tile > least;
             let smaller = (tile / 2).max(least.min(wanted));
@@ -144,6 +151,17 @@ pub(crate) fn budget(limit: u64, source: &str, demand: &Demand) -> Result<Budget
         }
     }
     Err(last.as_ref().map_or(PlanError::Nothing, |plan| too_small(plan, &demand.solve.tensor)))
+}
+
+/// Lets samples be taken ahead, if there is room: a state of the one who takes them, one being saved, and what is read.
+fn with_samples_ahead(plan: Budget, demand: &Demand) -> Budget {
+    // The longest run of a sample may lie across the end of a block, or of a pool's buffer.
+    let reading = demand.inputs * SAMPLE_TILES as u64 * 2 * Grain::Sparse.block();
+    let bytes = 2 * demand.state_bytes + reading;
+    if demand.sampled <= u64::from(plan.tile_elements) || plan.total() + bytes > plan.limit {
+        return plan;
+    }
+    Budget { fold_bytes: plan.fold_bytes + bytes, samples_ahead: true, ..plan }
 }
 
 /// Grains in the order of preference: the fastest, then the one that needs the least memory.
@@ -208,6 +226,7 @@ fn compute(
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2)
             + ((u64::from(tile) * demand.bits_at_hand).div_ceil(8) + held) * workers as u64,
+        samples_ahead: false,
         seen_bytes: demand.seen_bytes.0 * (workers as u64 + 2) + demand.seen_bytes.1,
         adapter_bytes,
         solve_bytes,
@@ -256,6 +275,7 @@ mod tests {
             held: Vec::new(),
             catalog_bytes: 1 << 20,
             whole: None,
+            sampled: 0,
             grain: 1,
             threads: 2,
             tile: None,

@@ -58,6 +58,8 @@ fn demand(
     let block = block.saturating_sub(crate::method::BLOCK) as u64;
     let tensors: usize = inputs.catalogs().chain(&inputs.evidence).map(|c| c.tensors.len()).sum();
     let low_rank = low_rank::Need::new(segments);
+    // Adapters, and rows that move, are planned for one reader.
+    let sampled = if low_rank.files == 0 { second_sampled(units, method) } else { 0 };
     let maps = segments.iter().flat_map(|s| &s.sources).filter_map(|s| s.rows.as_ref());
     let runs: usize = maps.map(|map| map.runs.len()).sum();
     let products =
@@ -114,10 +116,21 @@ fn demand(
         whole: (recipe.scope != Scope::Model)
             .then(|| single.map(|u| u.view.elements).max())
             .flatten(),
+        sampled,
         grain,
         threads: means.threads,
         tile: means.tile,
     }
+}
+
+/// Elements of the second largest unit that is sampled, if it has one tensor alone.
+fn second_sampled(units: &[Unit], method: &dyn Method) -> u64 {
+    let sampled = units.iter().filter(|unit| method.sampled(&unit.view).is_some());
+    let mut elements: Vec<u64> = sampled
+        .map(|unit| if unit.segments.len() == 1 { unit.view.elements } else { u64::MAX })
+        .collect();
+    elements.sort_unstable_by(|a, b| b.cmp(a));
+    elements.get(1).copied().unwrap_or(0)
 }
 
 /// For each frame: how long it is or where it begins, and that in the file that tells of the frames, as it is read or written twice.

@@ -34,7 +34,7 @@ use safetensors::Dtype;
 
 pub use align::Part;
 pub use budget::Budget;
-pub(crate) use budget::{Demand, budget};
+pub(crate) use budget::{Demand, SAMPLE_TILES, budget};
 pub use evidence::Told;
 pub use inputs::Inputs;
 pub use layers::{Layers, LeftOut, SliceLayers, SliceMember};

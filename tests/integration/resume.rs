@@ -9,7 +9,8 @@ use predicates::str::contains;
 use safetensors::Dtype;
 use tempfile::TempDir;
 
-use crate::support::checkpoint::{family, uniform, write_family};
+use crate::at_hand;
+use crate::support::checkpoint::{Checkpoint, family, uniform, write_family};
 use crate::support::files;
 use crate::support::run::merge;
 
@@ -19,18 +20,25 @@ struct Scene {
     dir: TempDir,
     expected: BTreeMap<PathBuf, Vec<u8>>,
     args: Vec<String>,
+    /// Bytes of work between two records.
+    checkpoint: &'static str,
 }
 
 impl Scene {
     /// A family, and what an undisturbed merge of it gives.
     fn new(args: &[&str]) -> Self {
+        let small = family(EXPERTS, Dtype::BF16, 5);
+        Self::of(&small, &[args, &["--shard-size", "3000"]].concat(), "4000")
+    }
+
+    /// The same of any family, with so much work between records.
+    fn of(family: &(Checkpoint, Vec<Checkpoint>), args: &[&str], checkpoint: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
-        write_family(dir.path(), &family(EXPERTS, Dtype::BF16, 5), &[2, 3, 1]);
-        let mut args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        args.extend(["--shard-size", "3000"].map(String::from));
+        write_family(dir.path(), family, &[2, 3, 1]);
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         merge(dir.path(), EXPERTS, &dir.path().join("calm")).args(&args).assert().success();
         let expected = files(&dir.path().join("calm"));
-        Self { dir, expected, args }
+        Self { dir, expected, args, checkpoint }
     }
 
     fn out(&self) -> PathBuf {
@@ -49,7 +57,7 @@ impl Scene {
             command.arg("--expert").arg(self.dir.path().join(format!("expert{i}")));
         }
         command.arg("--out").arg(self.out()).args(&self.args).args(extra);
-        command.args(["--checkpoint", "4000", "-q"]);
+        command.args(["--checkpoint", self.checkpoint, "-q"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let begin = Instant::now();
         while begin.elapsed() < time && child.try_wait().unwrap().is_none() {
@@ -137,6 +145,29 @@ fn kills_at_random_times_do_not_change_a_byte_in_the_paper_variant() {
 #[test]
 fn kills_at_random_times_do_not_change_a_byte_in_two_passes_over_each_tensor() {
     kill_and_resume(&["--method", "model_stock"], 5);
+}
+
+/// Tensors that are sampled while the one before is merged, with a few records in each or none.
+#[test]
+fn kills_do_not_change_a_byte_where_samples_are_taken_ahead() {
+    let family = at_hand::family(EXPERTS);
+    let ties = ["--method", "ties", "--param", "weight=1", "--param", "density=0.2"];
+    let pcb = ["--scope", "tensor"];
+    for (args, checkpoint) in [(&ties[..], "3000000"), (&ties, "12000000"), (&pcb, "3000000")] {
+        let scene = Scene::of(&family, args, checkpoint);
+        let mut random = uniform(41);
+        for round in 0..4 {
+            for attempt in 0.. {
+                assert!(attempt < 60, "round {round} makes no progress");
+                let time = Duration::from_millis((random() * 150.0) as u64 + 10 + attempt * 5);
+                let threads = if random() < 0.5 { "1" } else { "3" };
+                if scene.run_for(time, &["--tile", "100000", "--threads", threads]) {
+                    break;
+                }
+            }
+            scene.check();
+        }
+    }
 }
 
 #[test]

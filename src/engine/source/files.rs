@@ -113,7 +113,7 @@ fn check_range(input: &InputFile, range: &ByteRange) -> Result<(), SourceError> 
 
 /// How many input files may be open: half of the limit on descriptors, the rest is for outputs,
 /// journal and locks.
-pub(super) fn max_open_files() -> usize {
+pub fn max_open_files() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.map_or(512, |n| usize::try_from(n / 2).unwrap_or(512).clamp(4, 512))
 }

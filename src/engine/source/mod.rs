@@ -34,6 +34,7 @@ use std::sync::Arc;
 pub use before::Before;
 pub use choose::{choose, for_samples};
 pub use error::SourceError;
+pub use files::max_open_files;
 pub use identity::InputFile;
 pub use sigbus::{EXIT_INPUT_CHANGED, install_sigbus_handler};
 pub use tile::TileBytes;

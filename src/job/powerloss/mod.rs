@@ -22,7 +22,7 @@ use disk::{Disk, Fate, Node, Op, unsynced};
 use fates::fates;
 use recorder::Recorder;
 
-use super::scene::{Heard, KEPT, Random, Scene, files, full_effort};
+use super::scene::{Heard, KEPT, Random, SMALL_PIECES, Scene, files, full_effort};
 use super::staging;
 use crate::error::Error;
 use crate::recipe::{Scope, Settings, WriteRequest};
@@ -77,7 +77,9 @@ fn share(line: &[u8]) -> f64 {
 fn run(scene: &Scene, root: &Path) -> Result<Run, String> {
     let (recorder, heard) = (Recorder::new(root), Heard::default());
     let start = recorder.disk();
-    let settings = Settings { write: scene.write, ..Scene::settings() };
+    let (write, (tile, checkpoint)) = (scene.write, scene.pieces);
+    let (tile, checkpoint) = (Some(tile), Some(checkpoint));
+    let settings = Settings { write, tile, checkpoint, ..Scene::settings() };
     let done = scene.run(root, settings, recorder.clone(), &heard);
     done.map_err(|e| e.to_string())?;
     Ok(Run { start, log: recorder.log(), before: heard.before() })
@@ -231,6 +233,9 @@ fn image(start: &Disk, log: &[Op], loose: &[usize], fates: &[Fate]) -> Disk {
 fn survives(scope: Scope, inside: bool, write: WriteRequest) {
     let mut scene = Scene::new(scope, inside);
     scene.write = write;
+    if scope == Scope::Layer {
+        scene.pieces = SMALL_PIECES;
+    }
     scene_survives(&scene, 3);
 }
 
@@ -282,7 +287,10 @@ fn every_power_cut_while_a_directory_is_filled_in_place_is_survived() {
 
 #[test]
 fn every_power_cut_of_components_is_survived() {
-    scene_survives(&Scene::with_components(Scope::Layer, false), 3);
+    let mut scene = Scene::with_components(Scope::Layer, false);
+    // Frames are longer than these units: each is merged whole.
+    scene.pieces.1 = 1_000;
+    scene_survives(&scene, 3);
 }
 
 #[test]
@@ -298,4 +306,40 @@ fn every_power_cut_of_what_emr_makes_is_survived() {
 #[test]
 fn every_power_cut_of_what_emr_makes_in_place_is_survived() {
     scene_survives(&Scene::unified(true), 2);
+}
+
+#[test]
+fn small_units_share_a_record_and_sync_nothing_of_their_own() {
+    let mut scene = Scene::new(Scope::Tensor, false);
+    let made = |scene: &Scene| {
+        let dir = scene.place();
+        let log = run(scene, dir.path()).unwrap().log;
+        scene.finished(dir.path()).unwrap();
+        let node = |name: &str| {
+            log.iter().find_map(|op| match op {
+                Op::File { name: named, node, .. } if named == name => Some(*node),
+                _ => None,
+            })
+        };
+        let journal = node("journal").unwrap();
+        let records = |op: &&Op| matches!(op, Op::Write { node, .. } if *node == journal);
+        let saved =
+            |op: &&Op| matches!(op, Op::Move { to: (_, name), .. } if name.starts_with("fold-"));
+        let is_parcel = |op: &&Op| matches!(op, Op::File { name, .. } if name.starts_with("kept-"));
+        let parcels: Vec<Node> = log
+            .iter()
+            .filter(is_parcel)
+            .filter_map(|op| if let Op::File { node, .. } = op { Some(*node) } else { None })
+            .collect();
+        let sealed = |op: &&Op| matches!(op, Op::SyncFile { node } if parcels.contains(node));
+        let count = |is: &dyn Fn(&&Op) -> bool| log.iter().filter(|op| is(op)).count();
+        assert!(!parcels.is_empty(), "scans hand out parcels");
+        [count(&records), count(&saved), count(&sealed)]
+    };
+    // One piece of copies and four units.
+    scene.pieces = (256, 1 << 30);
+    assert_eq!(made(&scene), [1, 0, 0]);
+    scene.pieces = (256, 1_000);
+    let [records, saved, sealed] = made(&scene);
+    assert!(records > 8 && saved > 4 && sealed > 4, "{records} {saved} {sealed}");
 }

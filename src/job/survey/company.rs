@@ -51,7 +51,7 @@ impl Line<'_> {
     pub(super) fn piece(&self, survey: &Survey) -> Range<u64> {
         let share = self.stage.sample().map_or(1.0, Sampling::share);
         let Asked { view, segments, .. } = self.asked;
-        piece(&survey.job, segments, self.seen, view.elements, false, share)
+        piece(&survey.job, segments, self.seen..view.elements, false, share, 0)
     }
 }
 

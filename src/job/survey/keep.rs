@@ -1,19 +1,10 @@
 //! Where the stages of several merges, over several units, put things aside.
 
+use crate::engine::Keep;
 use crate::engine::sink::SinkError;
-use crate::engine::{Keep, TileOut, TileSink};
 use crate::error::Error;
 use crate::job::parcels::{Bundle, Stored};
 use crate::method::{Lost, Parcels, each_part};
-
-/// A survey writes nothing.
-pub(super) struct Nothing;
-
-impl TileSink for Nothing {
-    fn write(&mut self, _shard: usize, _offset: u64, _bytes: &TileOut) -> Result<(), SinkError> {
-        Ok(())
-    }
-}
 
 /// Where the parcels of each unit go, of each merge.
 pub(super) struct Bundles<'a, 's>(pub(super) Vec<&'a [Bundle<'s>]>);

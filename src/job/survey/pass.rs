@@ -16,8 +16,8 @@ use std::time::Instant;
 use super::Survey;
 use super::asked::{Asked, Realm};
 use super::company::{Company, Line};
-use super::keep::{Bundles, Nothing, Shelved};
-use crate::engine::{self, Context, EngineError, Sources, Work};
+use super::keep::{Bundles, Shelved};
+use crate::engine::{self, Context, EngineError, Nothing, Sources, Work};
 use crate::error::Error;
 use crate::job::findings::Findings;
 use crate::job::journal::{Cursor, Journal, Record};
@@ -417,6 +417,7 @@ impl<'s> Pass<'s> {
             progress: self.progress,
             cancel: self.cancel,
             tickets: &self.tickets,
+            workers: survey.job.plan.budget.workers,
         };
         let sampling = lines[0].is_sampling();
         let tiles = if sampling { &mut self.sampler } else { &mut self.tiles };
