@@ -4,6 +4,7 @@
 //! directory or a journal is. Finished bytes go to a [`TileSink`].
 
 mod adapters;
+mod ahead;
 mod alarm;
 mod buffer;
 mod decode;
@@ -86,6 +87,8 @@ pub enum Work<'a> {
     Whole {
         /// The units.
         units: &'a [u32],
+        /// Those that the next pass begins with: what of them there is room for is asked for, and stays asked for.
+        then: &'a [u32],
     },
     /// A unit that is one tensor, for which is solved.
     Solve {

@@ -8,10 +8,10 @@
 //!                                encode                   hashes
 //! ```
 //!
-//! A tile needs a ticket from the moment its bytes are asked for until they are written and hashed, or dropped. Tickets
-//! carry the reusable output buffer, and outlive the pass. They and the reader, which keeps a tile until a worker takes
-//! it, are the only back-pressure, so memory does not depend on which stage is slow. A thread that fails rings an alarm,
-//! which ends the reader; the others find that their channels have ended and stop.
+//! A tile needs a ticket from the moment a worker may have it until its bytes are written and hashed, or dropped. Tickets
+//! carry the reusable output buffer, and outlive the pass. They and the reader, which asks for no more than there is room for
+//! (`ahead`) and keeps a tile until a worker takes it, are the only back-pressure, so memory does not depend on which stage is
+//! slow. A thread that fails rings an alarm, which ends the reader; the others find that their channels have ended and stop.
 //!
 //! Workers finish tiles in any order; the writer keeps those that are early until their turn, so that a
 //! sink sees plan order. That cannot block: the tile it waits for has its ticket already.
@@ -24,6 +24,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded, select_biased};
 
 use super::adapters::{Adapters, Products};
+use super::ahead::Coming;
 use super::alarm::Alarm;
 use super::decode::TileData;
 use super::observe::Seen;
@@ -33,7 +34,7 @@ use super::tickets::{Ticket, TileOut};
 use super::worker::Worker;
 use super::{Context, EngineError, PassResult, Sources, TileSink, Work};
 use crate::method::State;
-use crate::plan::{Action, Segment, Tile, sampled, tiles};
+use crate::plan::{Action, Plan, Segment, Tile, sampled, tiles};
 
 /// A tile whose bytes are in memory.
 struct Loaded {
@@ -54,6 +55,8 @@ struct Planned {
     tile: Tile,
     /// How much is done after it, in [`PassResult::done`]'s terms.
     reach: u64,
+    /// Whether it is one of this pass's.
+    now: bool,
 }
 
 /// A tile whose output is ready to be written.
@@ -134,43 +137,40 @@ fn read(
 ) -> Result<u64, EngineError> {
     let Sources { tiles: source, scattered } = sources;
     let (mut adapters, mut rows) = (Adapters::default(), Rows::default());
-    let mut asked: Option<(Planned, Vec<ByteRange>, Ticket)> = None;
-    let mut next = work.tiles(context.plan);
+    let tiles = work.tiles(context.plan).chain(work.then(context.plan));
+    let mut coming = Coming::new(tiles.map(|it| (it, ranges(context, it.tile))));
     let (mut number, mut issued) = (0, 0);
+    let mut goes_on = false;
     while !context.cancel.load(Ordering::Relaxed) {
-        let coming = match next.next() {
-            Some(planned) => {
-                let room = select_biased! {
-                    recv(alarm.heard()) -> _ => break,
-                    recv(context.tickets.pool()) -> room => room,
-                };
-                let Ok(room) = room else { break };
-                let ticket = context.tickets.ticket(room);
-                let ranges = ranges(context, planned.tile);
-                source.prefetch(&ranges);
-                Some((planned, ranges, ticket))
-            }
-            None => None,
-        };
-        let last = coming.is_none();
-        if let Some((planned, ranges, ticket)) = std::mem::replace(&mut asked, coming) {
-            let products = adapters.of(context, planned.tile.segment, scattered)?;
-            let bytes = source.read(&ranges)?;
-            let bytes = with_rows(context, planned.tile, bytes, (&mut rows, scattered))?;
-            let loaded = Loaded { number, planned, bytes, products, ticket };
-            if to_workers.send(loaded).is_err() {
+        coming.ask(source);
+        let (planned, ranges) = match coming.take() {
+            Some((planned, ranges)) if planned.now => (planned, ranges),
+            next => {
+                // Behind the last run of a sample there are elements that it passes over.
+                issued = work.all().unwrap_or(issued);
+                goes_on = next.is_some();
                 break;
             }
-            number += 1;
-            issued = planned.reach;
-        }
-        if last {
-            // Behind the last run of a sample there are elements that it passes over.
-            issued = work.all().unwrap_or(issued);
+        };
+        let products = adapters.of(context, planned.tile.segment, scattered)?;
+        let bytes = source.read(&ranges)?;
+        let bytes = with_rows(context, planned.tile, bytes, (&mut rows, scattered))?;
+        let room = select_biased! {
+            recv(alarm.heard()) -> _ => break,
+            recv(context.tickets.pool()) -> room => room,
+        };
+        let Ok(room) = room else { break };
+        let ticket = context.tickets.ticket(room);
+        let loaded = Loaded { number, planned, bytes, products, ticket };
+        if to_workers.send(loaded).is_err() {
             break;
         }
+        number += 1;
+        issued = planned.reach;
     }
-    source.finish_pass();
+    if !goes_on {
+        source.finish_pass();
+    }
     scattered.finish_pass();
     Ok(issued)
 }
@@ -351,7 +351,7 @@ fn combine(work: &Work<'_>, parts: Vec<Part>, done: u64) -> PassResult {
         }
     }
     result.outcomes.sort_by_key(|&(unit, _)| unit);
-    if let Work::Whole { units } = work {
+    if let Work::Whole { units, .. } = work {
         // Units that were merged but not written are merged once more.
         let last = units[..done as usize].last();
         result.outcomes.retain(|(unit, _)| Some(unit) <= last);
@@ -369,12 +369,12 @@ impl Work<'_> {
     }
 
     /// The tiles of this pass.
-    fn tiles<'b>(&'b self, plan: &'b crate::plan::Plan) -> Box<dyn Iterator<Item = Planned> + 'b> {
+    fn tiles<'b>(&'b self, plan: &'b Plan) -> Box<dyn Iterator<Item = Planned> + 'b> {
         let most = plan.budget.tile_elements;
         let in_sequence = |listed, range| {
             tiles(&plan.segments, listed, range, most).scan(0, |reach, tile| {
                 *reach += u64::from(tile.elements);
-                Some(Planned { unit: None, tile, reach: *reach })
+                Some(Planned { unit: None, tile, reach: *reach, now: true })
             })
         };
         match self {
@@ -387,13 +387,30 @@ impl Work<'_> {
                 let runs = sampling.runs(range.clone(), plan.elements(listed));
                 let start = range.start;
                 let sampled = sampled(&plan.segments, listed, runs, most);
-                let planned = move |(tile, end)| Planned { unit: None, tile, reach: end - start };
+                let planned = move |(tile, end)| {
+                    let reach = end - start;
+                    Planned { unit: None, tile, reach, now: true }
+                };
                 Box::new(sampled.map(planned))
             }
-            Work::Whole { units } => Box::new((1..).zip(*units).flat_map(move |(reach, &unit)| {
-                tiles(&plan.segments, plan.unit_segments(unit), 0..u64::MAX, most)
-                    .map(move |tile| Planned { unit: Some(unit), tile, reach })
-            })),
+            Work::Whole { units, .. } => Box::new(whole(plan, units, true)),
         }
     }
+
+    /// Tiles that the next pass will begin with.
+    fn then<'b>(&'b self, plan: &'b Plan) -> impl Iterator<Item = Planned> + 'b {
+        let units = match self {
+            Work::Whole { then, .. } => *then,
+            Work::Copies { .. } | Work::Stage { .. } | Work::Solve { .. } => &[],
+        };
+        whole(plan, units, false)
+    }
+}
+
+/// The tiles of units that fit in one each.
+fn whole<'a>(plan: &'a Plan, units: &'a [u32], now: bool) -> impl Iterator<Item = Planned> + 'a {
+    (1..).zip(units).flat_map(move |(reach, &unit)| {
+        tiles(&plan.segments, plan.unit_segments(unit), 0..u64::MAX, plan.budget.tile_elements)
+            .map(move |tile| Planned { unit: Some(unit), tile, reach, now })
+    })
 }

@@ -15,11 +15,11 @@ use std::time::Instant;
 use super::Job;
 use super::pieces::{cost, most};
 use super::report::PassReport;
-use super::run::{open, open_sampler};
+use super::run::{open_sampler, open_scattered};
 use crate::engine::source::{Source, max_open_files};
 use crate::engine::{self, Context, EngineError, Nothing, Sources, Tickets, Work};
 use crate::method::{AnyStage, Held, Next, Sampling};
-use crate::plan::{Grain, Run, SAMPLE_TILES};
+use crate::plan::{Run, SAMPLE_TILES};
 
 /// Where a unit stands behind its samples.
 pub(super) struct Sampled {
@@ -73,7 +73,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
             job.plan.budget.samples_ahead && 2 * (job.plan.labels.len() + 3) <= max_open_files();
         let units = if can { units(job) } else { Vec::new() };
         let open = || -> Result<Readers, EngineError> {
-            Ok(Readers { samples: open_sampler(job)?, scattered: open(job, Grain::Sparse)? })
+            Ok(Readers { samples: open_sampler(job)?, scattered: open_scattered(job)? })
         };
         let idle = (!units.is_empty()).then(open).transpose()?;
         let context = Context { tickets, workers: 1, ..*context };

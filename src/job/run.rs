@@ -128,8 +128,8 @@ fn in_staging(
     if journal.last().is_some() {
         progress.event(&Event::Notice { text: "going on where an earlier run stopped" });
     }
-    let source = open(job, job.plan.budget.grain)?;
-    let (sampler, scattered) = (open_sampler(job)?, open(job, Grain::Sparse)?);
+    let source = open_tiles(job)?;
+    let (sampler, scattered) = (open_sampler(job)?, open_scattered(job)?);
     let config = SinkConfig {
         chunk: job.plan.budget.write_behind,
         keep_cache: job.keep_cache,
@@ -171,19 +171,24 @@ fn in_staging(
     Ok(report)
 }
 
-/// Prepares to read the inputs.
-pub(super) fn open(job: &Job, grain: Grain) -> Result<Source, EngineError> {
-    open_by(job, job.mode, grain)
+/// Prepares to read the tiles of the inputs.
+pub(super) fn open_tiles(job: &Job) -> Result<Source, EngineError> {
+    open_by(job, job.mode, job.plan.budget.grain, job.plan.budget.reach)
+}
+
+/// Prepares to read what lies scattered in the inputs.
+pub(super) fn open_scattered(job: &Job) -> Result<Source, EngineError> {
+    open_by(job, job.mode, Grain::Sparse, 0)
 }
 
 /// Prepares to read samples.
 pub(super) fn open_sampler(job: &Job) -> Result<Source, EngineError> {
-    open_by(job, job.sampling, Grain::Sparse)
+    open_by(job, job.sampling, Grain::Sparse, 0)
 }
 
-fn open_by(job: &Job, mode: Mode, grain: Grain) -> Result<Source, EngineError> {
+fn open_by(job: &Job, mode: Mode, grain: Grain, reach: u64) -> Result<Source, EngineError> {
     let mut reading = SourceConfig::new(mode);
-    (reading.keep_cache, reading.grain) = (job.keep_cache, grain);
+    (reading.keep_cache, reading.grain, reading.reach) = (job.keep_cache, grain, reach);
     // Who asks for reads past the page cache gets them.
     let looks = job.settings.io != IoRequest::Direct;
     reading.before = looks.then(|| Arc::clone(&job.before));
@@ -246,8 +251,10 @@ impl Passes<'_, '_> {
     fn whole(&mut self, units: &[u32]) -> Result<(), Error> {
         let mut left: &[u32] = &units[units.partition_point(|&unit| unit < self.cursor.units)..];
         while !left.is_empty() {
-            let now = &left[..whole_units(self.job, left, self.unrecorded.done(true))];
-            let result = self.pass("all passes in memory", &Work::Whole { units: now })?;
+            let many = whole_units(self.job, left, self.unrecorded.done(true));
+            let (now, then) = left.split_at(many);
+            let work = Work::Whole { units: now, then };
+            let result = self.pass("all passes in memory", &work)?;
             let done = result.done as usize;
             self.report.replaced += result.replaced;
             for (unit, outcome) in result.outcomes {

@@ -29,6 +29,9 @@ pub struct Budget {
     pub grain: Grain,
     /// Inputs of the tiles in flight: mapped windows or buffers, and the page cache under them.
     pub input_bytes: u64,
+    /// What of that is page cache: so much may be asked for ahead of time.
+    #[serde(skip)]
+    pub reach: u64,
     /// Output buffers of the tiles in flight.
     pub output_bytes: u64,
     /// Statistics: a state for each worker, the one they are gathered in, and one being saved; and what each worker keeps of a
@@ -185,11 +188,11 @@ fn compute(
     let buffers = tiles + waiting;
     let window = u64::from(tile) * demand.input_bytes;
     let span = window * tiles as u64;
-    let input_bytes = match demand.mode {
-        Mode::Mmap => grain.footprint(demand.inputs, span),
+    let (reach, buffered) = match demand.mode {
+        Mode::Mmap => (grain.footprint(demand.inputs, span), 0),
         // Buffers, and page cache for the tile being read and the one asked for.
-        Mode::Pread => demand.inputs * span + grain.footprint(demand.inputs, 2 * window),
-        Mode::Direct => demand.inputs * (span + (8 << 10) * tiles as u64),
+        Mode::Pread => (grain.footprint(demand.inputs, 2 * window), demand.inputs * span),
+        Mode::Direct => (0, demand.inputs * (span + (8 << 10) * tiles as u64)),
     };
     // One matrix or run of rows is read at a time, the next one asked for. Each file keeps the block under its cursor.
     let Need { chunk, files, means, .. } = demand.low_rank;
@@ -221,7 +224,8 @@ fn compute(
         buffers,
         write_behind,
         grain,
-        input_bytes,
+        input_bytes: reach + buffered,
+        reach,
         output_bytes: u64::from(tile) * demand.output_bytes * buffers as u64,
         // One for each worker, one that gathers them, and one on its way to the disk.
         fold_bytes: demand.state_bytes * (workers as u64 + 2)

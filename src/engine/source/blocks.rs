@@ -38,6 +38,12 @@ impl Blocks {
         fresh
     }
 
+    /// How many blocks are not in use yet.
+    pub(super) fn anew(&self, range: RangeInclusive<u64>) -> u64 {
+        let known = self.live.range(range.clone()).count() as u64;
+        range.end() - range.start() + 1 - known
+    }
+
     /// Marks blocks as asked for; returns those that were not.
     pub(super) fn start(&mut self, range: RangeInclusive<u64>) -> Runs {
         let mut runs = Runs::new();
@@ -133,13 +139,13 @@ mod tests {
     #[test]
     fn a_block_goes_when_nobody_holds_it_and_the_cursor_left() {
         let mut b = Blocks::default();
-        assert_eq!(b.hold(0..=1), vec![0..=1]);
+        assert_eq!((b.anew(0..=1), b.hold(0..=1)), (2, vec![0..=1]));
         assert_eq!(b.start(0..=1), vec![0..=1]);
         assert!(b.start(0..=1).is_empty(), "asked for once");
         assert!(b.ready(0..=1).is_empty());
         assert!(b.missing(0..=1).is_empty());
         assert!(b.move_cursor(Some(1)).is_empty());
-        assert_eq!(b.hold(1..=2), vec![2..=2]);
+        assert_eq!((b.anew(1..=2), b.hold(1..=2)), (1, vec![2..=2]));
         assert_eq!(b.release(0..=1), vec![0..=0], "block 1 is shared with the next tile");
         assert!(b.release(1..=2).contains(&(2..=2)));
         assert_eq!(b.move_cursor(Some(7)), vec![1..=1]);

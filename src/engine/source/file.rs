@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::before::{Before, Found};
 use super::blocks::{Blocks, Runs};
@@ -23,6 +23,8 @@ pub(super) struct Opening {
     pub(super) before: Option<Arc<Before>>,
     /// Set when faults turn out to read single pages although huge blocks were promised.
     pub(super) single_pages: Arc<AtomicBool>,
+    /// Bytes of the blocks that are in use, of all files.
+    pub(super) held: Arc<AtomicU64>,
 }
 
 /// An open input file.
@@ -138,6 +140,7 @@ impl OpenFile {
     pub(super) fn hold(self: &Arc<Self>, offset: u64, len: u64) -> Hold {
         let range = self.blocks_of(offset, len);
         let fresh = self.blocks().hold(range.clone());
+        let _before = self.opening.held.fetch_add(self.bytes_of(&fresh), Ordering::Relaxed);
         if let Some(found) = &self.found {
             for (start, len) in fresh.iter().flat_map(|run| self.each(run)) {
                 found.look_again(&self.file, start, len);
@@ -146,13 +149,20 @@ impl OpenFile {
         Hold { file: Arc::clone(self), map: self.map(), range }
     }
 
-    /// Fills one block if somebody still waits for it. After an error the block counts as missing, and
-    /// whoever reads it meets the same error.
-    pub(super) fn fill_ahead(&self, index: u64) {
+    /// Bytes of the blocks of a range that nobody holds yet.
+    pub(super) fn anew(&self, offset: u64, len: u64) -> u64 {
+        self.blocks().anew(self.blocks_of(offset, len)) * self.opening.grain.block()
+    }
+
+    /// Fills one block, in the map of whoever holds it, if somebody still waits for it. After an error the block counts as
+    /// missing, and whoever reads it meets the same error.
+    pub(super) fn fill_ahead(&self, map: &Weak<Map>, index: u64) {
         if !self.blocks().wanted(index) {
             return;
         }
-        let filled = self.populate(self.map().as_deref(), &(index..=index)).is_ok();
+        // Without its map nobody is there to wait.
+        let Some(map) = map.upgrade() else { return };
+        let filled = self.populate(Some(&map), &(index..=index)).is_ok();
         if filled && self.input.check_open(&self.file).is_ok() {
             let late = self.blocks().ready(index..=index);
             self.drop_runs(&late);
@@ -174,6 +184,18 @@ impl OpenFile {
             self.opening.single_pages.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Drops blocks that were held, and counts them as gone only when they are.
+    fn give_back(&self, runs: &Runs) {
+        self.drop_runs(runs);
+        let _before = self.opening.held.fetch_sub(self.bytes_of(runs), Ordering::Relaxed);
+    }
+
+    /// As many bytes as whole blocks have, also the last one of the file.
+    fn bytes_of(&self, runs: &Runs) -> u64 {
+        let blocks: u64 = runs.iter().map(|run| run.end() - run.start() + 1).sum();
+        blocks * self.opening.grain.block()
     }
 
     fn drop_runs(&self, runs: &Runs) {
@@ -205,7 +227,7 @@ impl Drop for OpenFile {
         self.maps = None;
         if self.opening.mode != Mode::Direct {
             let rest = self.blocks().clear();
-            self.drop_runs(&rest);
+            self.give_back(&rest);
         }
     }
 }
@@ -220,11 +242,11 @@ pub(super) struct Hold {
 
 impl Hold {
     /// Starts reading what has not been asked for: at once by `WILLNEED`, or by `fill` per block.
-    pub(super) fn start(&self, mut fill: impl FnMut(&Arc<OpenFile>, u64)) {
+    pub(super) fn start(&self, mut fill: impl FnMut(&Arc<OpenFile>, Weak<Map>, u64)) {
         let runs = self.file.blocks().start(self.range.clone());
         for run in runs {
-            if self.file.fills_blocks() {
-                run.for_each(|index| fill(&self.file, index));
+            if let Some(map) = self.map.as_ref().filter(|_| self.file.fills_blocks()) {
+                run.for_each(|index| fill(&self.file, Arc::downgrade(map), index));
             } else {
                 let (start, len) = self.file.span(&run);
                 if !self.file.is_theirs(start, len) {
@@ -274,13 +296,13 @@ impl Hold {
         // Nothing follows the last block, so it need not wait for the cursor to move on.
         let to = Some(*self.range.end()).filter(|_| !at_end);
         let left = self.file.blocks().move_cursor(to);
-        self.file.drop_runs(&left);
+        self.file.give_back(&left);
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         let unused = self.file.blocks().release(self.range.clone());
-        self.file.drop_runs(&unused);
+        self.file.give_back(&unused);
     }
 }

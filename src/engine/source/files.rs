@@ -61,6 +61,23 @@ impl Files {
         Ok(file)
     }
 
+    /// Bytes of blocks that nobody holds yet and that these ranges lie in; `None` if more files would be open for them than may.
+    pub(super) fn anew(&self, ranges: &[ByteRange]) -> Option<u64> {
+        let alive = |file: u32| self.alive.get(file as usize).and_then(Weak::upgrade);
+        let mut open = self.alive.iter().filter(|file| file.strong_count() > 0).count();
+        let mut bytes = 0;
+        for (i, range) in ranges.iter().enumerate().filter(|(_, range)| range.len > 0) {
+            let block = self.opening.grain.block();
+            bytes += if let Some(file) = alive(range.file) {
+                file.anew(range.offset, range.len as u64)
+            } else {
+                open += usize::from(ranges[..i].iter().all(|other| other.file != range.file));
+                (range.len as u64).next_multiple_of(block) + block
+            };
+        }
+        (open <= self.max_open).then_some(bytes)
+    }
+
     fn open_new(&mut self, input: &Arc<InputFile>) -> Result<OpenFile, SourceError> {
         let patience = Patience::new();
         loop {

@@ -30,6 +30,7 @@ mod tile;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use before::Before;
 pub use choose::{choose, for_samples};
@@ -72,6 +73,8 @@ pub struct SourceConfig {
     pub before: Option<Arc<Before>>,
     /// Threads that read ahead in `mmap` (huge grain) and `direct` mode. With 0 nothing overlaps there.
     pub helpers: usize,
+    /// Most page cache that may be in use for more to be asked for, see [`Source::has_room`]. Direct reads have none.
+    pub reach: u64,
     /// Most files open at a time; None for half of `RLIMIT_NOFILE`.
     pub max_open: Option<usize>,
 }
@@ -85,6 +88,7 @@ impl SourceConfig {
             keep_cache: false,
             before: Some(Arc::default()),
             helpers: 2,
+            reach: 0,
             max_open: None,
         }
     }
@@ -107,6 +111,9 @@ pub struct Source {
     pool: Arc<BufferPool>,
     ahead: HashMap<ByteRange, Ahead>,
     read_by_file: Vec<u64>,
+    /// Bytes of the blocks that are in use.
+    held: Arc<AtomicU64>,
+    reach: u64,
     // Last: its threads are joined after everything they work on has been given up.
     helpers: Helpers,
 }
@@ -129,7 +136,9 @@ impl Source {
             (Mode::Pread, Grain::Huge) => Grain::Exact,
             (_, grain) => grain,
         };
+        let held = Arc::<AtomicU64>::default();
         let opening = Opening {
+            held: Arc::clone(&held),
             mode: config.mode,
             grain,
             keep_cache: config.keep_cache,
@@ -144,12 +153,23 @@ impl Source {
         let read_by_file = vec![0; inputs.len()];
         let files = Files::new(inputs, opening, max_open);
         let (pool, ahead) = (Arc::default(), HashMap::new());
-        Ok(Self { mode: config.mode, files, pool, ahead, read_by_file, helpers })
+        let (mode, reach) = (config.mode, config.reach);
+        Ok(Self { mode, files, pool, ahead, read_by_file, held, reach, helpers })
     }
 
     /// How this source reads.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Whether the blocks of these ranges may be in use beside all that are, so that they may be asked for although nobody
+    /// has a permit for them.
+    pub fn has_room(&self, ranges: &[ByteRange]) -> bool {
+        if self.mode == Mode::Direct || self.reach == 0 {
+            return false;
+        }
+        let held = self.held.load(Ordering::Relaxed);
+        self.files.anew(ranges).is_some_and(|anew| held.saturating_add(anew) <= self.reach)
     }
 
     /// Starts reading ranges that will be read soon, and returns at once.
@@ -208,9 +228,9 @@ impl Source {
         }
         if self.mode != Mode::Direct {
             let hold = file.hold(range.offset, range.len as u64);
-            hold.start(|file, block| {
+            hold.start(|file, map, block| {
                 let file = Arc::clone(file);
-                self.helpers.submit(move || file.fill_ahead(block));
+                self.helpers.submit(move || file.fill_ahead(&map, block));
             });
             return Ok(Ahead::Held(hold));
         }

@@ -95,7 +95,64 @@ fn all_modes_give_the_bytes_of_the_files() {
         source.verify_unchanged().unwrap();
         assert_eq!(source.bytes_read(), expected_total, "{config:?}");
         assert!(source.files.open_count() == 0);
+        drop(kept);
+        nothing_held(source, &config);
     }
+}
+
+#[test]
+fn there_is_room_for_blocks_within_reach_and_for_files_within_their_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths: Vec<_> =
+        (0..3).map(|i| write(dir.path(), &i.to_string(), 8 << 20, i as u64)).collect();
+    for (mode, grain) in
+        [(Mode::Mmap, Grain::Huge), (Mode::Mmap, Grain::Exact), (Mode::Pread, Grain::Exact)]
+    {
+        let block = grain.block();
+        let reach = 4 * block;
+        let config = SourceConfig { grain, reach, max_open: Some(2), ..SourceConfig::new(mode) };
+        let mut source = open(&paths, &config);
+        let small = |file, block_index: u64| [range(file, block_index * block + 5, 100)];
+        // How much of a file that is not open yet will be new is not known: a block more.
+        assert!(source.has_room(&[range(0, 0, (3 * block) as usize)]));
+        assert!(!source.has_room(&[range(0, 0, (4 * block) as usize)]));
+        source.prefetch(&[range(0, block, block as usize)]);
+        assert!(source.has_room(&[range(0, 0, (4 * block) as usize)]), "one of them is there");
+        source.prefetch(&[range(0, 0, (2 * block) as usize)]);
+        source.prefetch(&small(1, 0));
+        source.prefetch(&small(1, 1));
+        assert_eq!(source.held.load(Ordering::Relaxed), reach);
+        assert!(
+            source.has_room(&small(1, 1)) && !source.has_room(&small(1, 2)),
+            "{mode:?} {grain:?}"
+        );
+        assert!(source.has_room(&[]) && source.has_room(&[range(2, 0, 0)]));
+        // What is read is in use until it is dropped; a copy is not.
+        let tile = source.read(&small(1, 0)).unwrap();
+        assert!(!source.has_room(&small(0, 2)), "{mode:?} {grain:?}: the cursor is there");
+        let next = source.read(&small(1, 1)).unwrap();
+        assert_eq!(source.has_room(&small(0, 2)), mode == Mode::Pread, "{mode:?} {grain:?}");
+        drop(tile);
+        assert!(
+            source.has_room(&small(0, 2))
+                && !source.has_room(&[range(0, 2 * block, 2 * block as usize)])
+        );
+        assert!(!source.has_room(&small(2, 0)), "a third file");
+        source.finish_pass();
+        drop(next);
+        nothing_held(source, &config);
+    }
+    for (mode, reach) in [(Mode::Direct, 1 << 30), (Mode::Mmap, 0)] {
+        let source = open(&paths, &SourceConfig { reach, ..SourceConfig::new(mode) });
+        assert!(!source.has_room(&[range(0, 0, 1)]), "{mode:?}: not ahead of those with a permit");
+    }
+}
+
+/// What was counted as in use no longer is, once the last thread that still had a file in hand has ended.
+fn nothing_held(source: Source, config: &SourceConfig) {
+    let held = Arc::clone(&source.held);
+    drop(source);
+    assert_eq!(held.load(Ordering::Relaxed), 0, "{config:?}");
 }
 
 fn check(tile: &TileBytes, r: &ByteRange, whole: &[Vec<u8>]) {

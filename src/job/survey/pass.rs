@@ -22,10 +22,9 @@ use crate::error::Error;
 use crate::job::findings::Findings;
 use crate::job::journal::{Cursor, Journal, Record};
 use crate::job::parcels::{Bundle, Shelf};
-use crate::job::run::{open, open_sampler};
+use crate::job::run::{open_sampler, open_scattered, open_tiles};
 use crate::job::snapshots::Snapshots;
 use crate::method::{Method, MethodError, Next, Strand, Together};
-use crate::plan::Grain;
 use crate::progress::{Event, Progress};
 
 pub(super) struct Pass<'s> {
@@ -66,10 +65,10 @@ impl<'s> Pass<'s> {
         let (job, storage) = (&survey.job, &*survey.job.storage);
         Ok(Self {
             survey,
-            tiles: open(job, job.plan.budget.grain)?,
+            tiles: open_tiles(job)?,
             sampler: open_sampler(job)?,
             tickets: engine::Tickets::new(job.plan.budget.buffers),
-            scattered: open(job, Grain::Sparse)?,
+            scattered: open_scattered(job)?,
             shelf,
             snapshots: Snapshots::new(storage, dir),
             journal: Journal::open(storage, dir, &survey.name())?,
