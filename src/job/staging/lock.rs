@@ -151,6 +151,15 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    /// Closing the file is not enough: a child process that another thread is about to start has it open, too, until its
+    /// program runs.
+    fn drop(&mut self) {
+        // Where it cannot be unlocked it was not locked.
+        let _unlocked = self.file.unlock();
+    }
+}
+
 enum Asked {
     Ours,
     Theirs,
@@ -216,6 +225,17 @@ mod tests {
         assert!(holder(dir.path()).unwrap().starts_with(&told));
         drop(lock);
         assert_eq!(Lock::take(dir.path(), dir.path()).unwrap().generation(), 2);
+    }
+
+    #[test]
+    fn it_ends_although_a_child_has_its_file_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path(), dir.path()).unwrap();
+        let child = lock.file.try_clone().unwrap();
+        drop(lock);
+        assert_eq!(holder(dir.path()), None);
+        assert!(Lock::take(dir.path(), dir.path()).is_ok());
+        drop(child);
     }
 
     #[test]
