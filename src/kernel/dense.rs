@@ -1,17 +1,21 @@
 //! Dense symmetric systems in doubles: products with a symmetric matrix of which only the lower triangle is looked at,
 //! Cholesky factors, and substitution.
 //!
-//! Libraries choose fused and wider instructions by CPU, and so other bits. Here each dot product is four sums of
-//! every fourth product, added up in pairs; which elements one spans follows from their places in the matrix alone.
-//! So the results are the same bits however the work is cut and dealt out, as long as cuts lie at multiples of
-//! [`GROUP`] rows.
+//! Blocks on the diagonal are `fixed`'s; all products are here, since libraries choose fused and wider instructions by
+//! CPU, and so other bits. Each dot product is four sums of every fourth product, added up in pairs; which elements one
+//! spans follows from their places in the matrix alone. So the results are the same bits however the work is cut and
+//! dealt out, as long as cuts lie at multiples of [`GROUP`] rows.
 //!
 //! Lower triangles are packed by rows: row i has i + 1 elements, from i (i + 1) / 2 on.
+
+use super::fixed::{self, Fixed};
 
 /// Rows that are worked on together.
 pub const GROUP: usize = 4;
 /// Elements of rows that stay in the cache while they meet others.
 const DEPTH: usize = 512;
+/// Rows of a factor that are substituted together.
+const BLOCK: usize = 32;
 
 /// The place of row `i` in a packed triangle.
 #[inline(always)]
@@ -209,18 +213,18 @@ pub(super) fn factor_panel(
     // Its own rows are both sides of the products.
     let factors = panel.to_vec();
     reduce(panel, (begin, end), &factors, (begin, end));
-    for i in begin..end {
-        let (above, own) = panel.split_at_mut(packed(i) - packed(begin));
-        finish_row(above, begin, &mut own[begin..i], begin);
-        let mut pivot = own[i];
-        for x in &own[begin..i] {
-            pivot -= x * x;
+    let mut block = diagonal(panel, begin, (begin, end));
+    let size = end - begin;
+    let failed = fixed::factor(&mut block, size).err();
+    for (i, row) in block.chunks_exact(size).enumerate() {
+        let pivot = row[i].0 * row[i].0;
+        if failed == Some(i) || pivot <= least[begin + i] {
+            return Some(begin + i);
         }
-        // Not with what is no number, either.
-        if pivot.partial_cmp(&least[i]) != Some(std::cmp::Ordering::Greater) {
-            return Some(i);
+        let own = packed(begin + i) - packed(begin) + begin;
+        for (to, from) in panel[own..].iter_mut().zip(&row[..=i]) {
+            *to = from.0;
         }
-        own[i] = pivot.sqrt();
     }
     None
 }
@@ -234,61 +238,94 @@ pub(super) fn factor_rows(
     (begin, end): (usize, usize),
 ) {
     reduce(rows, (first, last), panel, (begin, end));
-    for i in first..last {
-        let row = packed(i) - packed(first);
-        finish_row(panel, begin, &mut rows[row + begin..row + end], begin);
+    let size = end - begin;
+    let places = (first..last).map(|i| packed(i) - packed(first) + begin);
+    let mut found: Vec<Fixed> = Vec::with_capacity((last - first) * size);
+    for at in places.clone() {
+        found.extend(rows[at..at + size].iter().map(|x| Fixed(*x)));
+    }
+    fixed::solve(&diagonal(panel, begin, (begin, end)), size, &mut found);
+    for (at, found) in places.zip(found.chunks_exact(size)) {
+        for (to, from) in rows[at..at + size].iter_mut().zip(found) {
+            *to = from.0;
+        }
     }
 }
 
-/// Solves for the elements of one row, from column `begin` on, with the rows of the panel above it.
-#[inline(always)]
-fn finish_row(panel: &[f64], first: usize, row: &mut [f64], begin: usize) {
-    for j in 0..row.len() {
-        let above = &panel[packed(begin + j) - packed(first) + begin..][..=j];
-        let mut value = row[j];
-        for (x, y) in row[..j].iter().zip(above) {
-            value -= x * y;
+/// The block on the diagonal of packed rows that begin with row `first`, zeros above it.
+fn diagonal(rows: &[f64], first: usize, (begin, end): (usize, usize)) -> Vec<Fixed> {
+    let size = end - begin;
+    let mut block = vec![Fixed(0.0); size * size];
+    for (i, to) in block.chunks_exact_mut(size).enumerate() {
+        let own = packed(begin + i) - packed(first) + begin;
+        for (to, from) in to.iter_mut().zip(&rows[own..=own + i]) {
+            *to = Fixed(*from);
         }
-        row[j] = value / above[j];
     }
+    block
 }
 
 /// Solves for each of `sums`, rows of `width` elements, with the packed factor of the matrix.
 #[inline(always)]
 pub(super) fn substitute(factor: &[f64], width: usize, sums: &mut [f64]) {
-    for at in (0..width).step_by(GROUP) {
-        let group = GROUP.min(width - at);
-        let rows = four(factor, packed_begins(at, 0, width), at);
-        for sums in sums.chunks_mut(2 * width) {
-            let second = sums.len() - width;
-            let dots = dots(rows, [&sums[..at], &sums[second..second + at]]);
-            for (t, sums) in sums.chunks_exact_mut(width).enumerate() {
-                for j in 0..group {
-                    let own = &factor[packed(at + j) + at..][..=j];
-                    let mut value = sums[at + j] - dots[j][t];
-                    for (x, y) in own.iter().zip(&sums[at..at + j]) {
-                        value -= x * y;
+    let mut values = Vec::with_capacity(sums.len() / width.max(1) * BLOCK);
+    for begin in (0..width).step_by(BLOCK) {
+        let end = width.min(begin + BLOCK);
+        let size = end - begin;
+        for at in (begin..end).step_by(GROUP) {
+            let group = GROUP.min(end - at);
+            let rows = four(factor, packed_begins(at, 0, end), begin);
+            for sums in sums.chunks_mut(2 * width) {
+                let second = sums.len() - width;
+                let dots = dots(rows, [&sums[..begin], &sums[second..second + begin]]);
+                for (t, sums) in sums.chunks_exact_mut(width).enumerate() {
+                    for (sum, dots) in sums[at..at + group].iter_mut().zip(&dots) {
+                        *sum -= dots[t];
                     }
-                    sums[at + j] = value / own[j];
                 }
             }
         }
+        let block = diagonal(factor, 0, (begin, end));
+        gather(sums, width, (begin, end), &mut values);
+        fixed::solve(&block, size, &mut values);
+        scatter(&values, sums, width, (begin, end));
     }
-    for at in (0..width).step_by(GROUP).rev() {
-        let group = GROUP.min(width - at);
-        let rows = four(factor, packed_begins(at, 0, width), at);
-        for sums in sums.chunks_exact_mut(width) {
-            let mut factors = [0.0; 4];
-            for j in (0..group).rev() {
-                let mut value = sums[at + j];
-                for k in j + 1..group {
-                    value -= factor[packed(at + k) + at + j] * sums[at + k];
+    for begin in (0..width).step_by(BLOCK).rev() {
+        let end = width.min(begin + BLOCK);
+        let size = end - begin;
+        let block = diagonal(factor, 0, (begin, end));
+        gather(sums, width, (begin, end), &mut values);
+        fixed::solve_transposed(&block, size, &mut values);
+        scatter(&values, sums, width, (begin, end));
+        for at in (begin..end).step_by(GROUP) {
+            let group = GROUP.min(end - at);
+            let rows = four(factor, packed_begins(at, 0, end), begin);
+            for sums in sums.chunks_exact_mut(width) {
+                let mut factors = [0.0; 4];
+                for (factor, x) in factors.iter_mut().zip(&sums[at..at + group]) {
+                    *factor = -x;
                 }
-                value /= factor[packed(at + j) + at + j];
-                sums[at + j] = value;
-                factors[j] = -value;
+                add_rows(rows, factors, &mut sums[..begin]);
             }
-            add_rows(rows, factors, &mut sums[..at]);
+        }
+    }
+}
+
+/// Copies elements `begin..end` of each row of `width` elements to `values`.
+#[inline(always)]
+fn gather(rows: &[f64], width: usize, (begin, end): (usize, usize), values: &mut Vec<Fixed>) {
+    values.clear();
+    for row in rows.chunks_exact(width) {
+        values.extend(row[begin..end].iter().map(|x| Fixed(*x)));
+    }
+}
+
+/// Copies them back.
+#[inline(always)]
+fn scatter(values: &[Fixed], rows: &mut [f64], width: usize, (begin, end): (usize, usize)) {
+    for (row, values) in rows.chunks_exact_mut(width).zip(values.chunks_exact(end - begin)) {
+        for (to, from) in row[begin..end].iter_mut().zip(values) {
+            *to = from.0;
         }
     }
 }

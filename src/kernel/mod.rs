@@ -12,6 +12,7 @@ pub mod dense;
 mod dispatch;
 mod divergence;
 pub mod dtype;
+mod fixed;
 mod float8;
 pub mod keys;
 mod low_rank;
