@@ -140,7 +140,7 @@ fn read(
     let tiles = work.tiles(context.plan).chain(work.then(context.plan));
     let mut coming = Coming::new(tiles.map(|it| (it, ranges(context, it.tile))));
     let (mut number, mut issued) = (0, 0);
-    let mut goes_on = false;
+    let (mut ends, mut goes_on) = (false, false);
     while !context.cancel.load(Ordering::Relaxed) {
         coming.ask(source);
         let (planned, ranges) = match coming.take() {
@@ -148,7 +148,7 @@ fn read(
             next => {
                 // Behind the last run of a sample there are elements that it passes over.
                 issued = work.all().unwrap_or(issued);
-                goes_on = next.is_some();
+                (ends, goes_on) = (true, next.is_some());
                 break;
             }
         };
@@ -168,8 +168,11 @@ fn read(
         number += 1;
         issued = planned.reach;
     }
-    if !goes_on {
-        source.finish_pass();
+    match (ends, goes_on) {
+        (true, true) => {}
+        (true, false) => source.finish_pass(),
+        // Nobody wants to wait for what was asked for.
+        (false, _) => source.give_up(),
     }
     scattered.finish_pass();
     Ok(issued)

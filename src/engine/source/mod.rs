@@ -274,6 +274,13 @@ impl Source {
         self.files.close();
     }
 
+    /// Ends a pass that was stopped amid its work, without waiting for reads under way: what they bring stays in the page cache
+    /// until it is needed for something else.
+    pub fn give_up(&mut self) {
+        self.ahead.clear();
+        self.files.close();
+    }
+
     /// Checks that every input file still is what the plan recorded. Call at the end of each pass,
     /// before anything computed from it is kept.
     ///
