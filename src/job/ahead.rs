@@ -102,12 +102,13 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
     /// # Errors
     /// Those of the passes. [`EngineError::Interrupted`] if they were stopped.
     pub(super) fn take(&mut self, unit: u32) -> Result<Option<Sampled>, EngineError> {
-        let Some((_, thread)) = self.under_way.take_if(|(next, _)| *next <= unit) else {
+        let Some((next, thread)) = self.under_way.take_if(|(next, _)| *next <= unit) else {
             return Ok(None);
         };
         let (readers, sampled) = thread.join().map_err(|_| EngineError::Panicked("sampling"))?;
         self.idle = Some(readers);
-        sampled.map(Some)
+        // What was passed over is of nobody.
+        sampled.map(|sampled| (next == unit).then_some(sampled))
     }
 }
 
