@@ -25,11 +25,6 @@ pub(super) fn is_cached(file: &File, offset: u64, len: u64) -> bool {
     imp::is_cached(file, offset, len)
 }
 
-/// Fills `into` from the page cache. False if not all of that is there: then nothing waited for the disk.
-pub(super) fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> bool {
-    imp::read_cached(file, offset, into)
-}
-
 /// Major faults of the calling thread so far: how often it had to wait for a disk read.
 pub(super) fn major_faults() -> u64 {
     imp::major_faults()
@@ -42,7 +37,6 @@ mod imp {
         reason = "getrusage and cachestat have no safe wrappers among the dependencies"
     )]
     use std::fs::File;
-    use std::io::IoSliceMut;
     use std::num::NonZeroU64;
     use std::os::fd::AsRawFd;
 
@@ -93,13 +87,6 @@ mod imp {
         code == 0 && found.cached >= pages
     }
 
-    pub(super) fn read_cached(file: &File, offset: u64, into: &mut [u8]) -> bool {
-        let len = into.len();
-        let mut parts = [IoSliceMut::new(into)];
-        let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        rustix::io::preadv2(file, &mut parts, offset, flags).is_ok_and(|got| got == len)
-    }
-
     pub(super) fn major_faults() -> u64 {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
         // SAFETY: the pointer is valid for writes of one `rusage` for the whole call.
@@ -126,10 +113,6 @@ mod imp {
     pub(super) fn fadvise(_file: &File, _offset: u64, _len: u64, _hint: Hint) {}
 
     pub(super) fn is_cached(_file: &File, _offset: u64, _len: u64) -> bool {
-        false
-    }
-
-    pub(super) fn read_cached(_file: &File, _offset: u64, _into: &mut [u8]) -> bool {
         false
     }
 

@@ -1,6 +1,6 @@
 //! What was in the page cache before this run came.
 //!
-//! Whoever put it there is charged for it, so reading it costs nothing of `--memory`; dropping it would send the next
+//! Whoever put it there is charged for it already, so reading it adds nothing to what is; dropping it would send the next
 //! reader to the disk: the next pass, or somebody else. So it is read from the cache in every mode, and left there.
 //!
 //! A file is judged in units, each when the run first comes near it and before anything of it is asked for: what is in

@@ -21,6 +21,9 @@ pub(super) fn buffered(
     range: &ByteRange,
     pool: &Arc<BufferPool>,
 ) -> Result<Copied, SourceError> {
+    if let Some(copied) = cached(file, range, pool, range.len)? {
+        return Ok(copied);
+    }
     let mut buffer = pool.take(range.len);
     let into = buffer.bytes_mut().get_mut(..range.len).unwrap_or_default();
     read_up_to(&file.file, into, range.offset, range.len, 1)
@@ -30,25 +33,41 @@ pub(super) fn buffered(
     Ok(Copied { buffer, head: 0 })
 }
 
-/// Reads exactly `range` from the page cache if it was there before this run; the file was opened to be read past it.
-pub(super) fn cached(file: &OpenFile, range: &ByteRange, pool: &Arc<BufferPool>) -> Option<Copied> {
-    if !file.is_at_hand(range.offset, range.len as u64) {
-        return None;
-    }
-    let mut buffer = pool.take(range.len);
-    let into = buffer.bytes_mut().get_mut(..range.len)?;
-    file.read_cached(range.offset, into).then_some(Copied { buffer, head: 0 })
-}
-
 /// Reads `range` past the page cache, but for what was in there before this run.
 pub(super) fn around(
     file: &OpenFile,
     range: &ByteRange,
     pool: &Arc<BufferPool>,
 ) -> Result<Copied, SourceError> {
-    let Some(copied) = cached(file, range, pool) else { return direct(file, range, pool) };
+    match cached(file, range, pool, direct_len(range))? {
+        Some(copied) => Ok(copied),
+        None => direct(file, range, pool),
+    }
+}
+
+/// Copies exactly `range` from the page cache if it was there before this run, into a buffer for `room` bytes: as many as reading
+/// it in the other way takes, since heaps grow where buffers of two sizes come and go.
+fn cached(
+    file: &OpenFile,
+    range: &ByteRange,
+    pool: &Arc<BufferPool>,
+    room: usize,
+) -> Result<Option<Copied>, SourceError> {
+    if !file.is_at_hand(range.offset, range.len as u64) {
+        return Ok(None);
+    }
+    let mut buffer = pool.take(room);
+    let into = buffer.bytes_mut().get_mut(..range.len).unwrap_or_default();
+    if !file.copy_cached(range.offset, into) {
+        return Ok(None);
+    }
     file.input.check_open(&file.file)?;
-    Ok(copied)
+    Ok(Some(Copied { buffer, head: 0 }))
+}
+
+/// Bytes of the pages that `range` lies in.
+fn direct_len(range: &ByteRange) -> usize {
+    ((range.offset % PAGE as u64) as usize + range.len).next_multiple_of(PAGE)
 }
 
 /// Reads the page-aligned superset of `range` past the page cache; the file was opened for that.
@@ -59,8 +78,8 @@ fn direct(
 ) -> Result<Copied, SourceError> {
     let head = (range.offset % PAGE as u64) as usize;
     let need = head + range.len;
-    let mut buffer = pool.take(need.next_multiple_of(PAGE));
-    let into = buffer.bytes_mut().get_mut(..need.next_multiple_of(PAGE)).unwrap_or_default();
+    let mut buffer = pool.take(direct_len(range));
+    let into = buffer.bytes_mut().get_mut(..direct_len(range)).unwrap_or_default();
     read_up_to(&file.file, into, range.offset - head as u64, need, PAGE)
         .and_then(|got| whole(got, need))
         .map(|()| file.input.check_open(&file.file))

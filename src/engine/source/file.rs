@@ -5,10 +5,11 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::before::{Before, Found};
 use super::blocks::{Blocks, Runs};
+use super::cached::Cached;
 use super::map::Map;
 use super::maps::Maps;
 use super::{Grain, InputFile, Mode, SourceError, advice};
@@ -38,8 +39,7 @@ pub(super) struct OpenFile {
     opening: Opening,
     blocks: Mutex<Blocks>,
     found: Option<Found>,
-    /// In `direct` mode, a descriptor that reads through the cache; opened when there is something in it.
-    through: OnceLock<Option<File>>,
+    cached: Cached,
 }
 
 impl OpenFile {
@@ -65,8 +65,9 @@ impl OpenFile {
             (maps, fills_blocks) = (Some(made), whole);
         }
         let found = opening.before.as_ref().map(|before| before.of(&input));
-        let (opening, blocks, through) = (opening.clone(), Mutex::default(), OnceLock::new());
-        Ok(Self { input, file, maps, fills_blocks, opening, blocks, found, through })
+        let (opening, blocks) = (opening.clone(), Mutex::default());
+        let cached = Cached::default();
+        Ok(Self { input, file, maps, fills_blocks, opening, blocks, found, cached })
     }
 
     /// The map to use from now on; none in the other modes.
@@ -105,35 +106,22 @@ impl OpenFile {
         self.found.as_ref().is_some_and(|found| found.is_theirs(offset, len))
     }
 
-    /// Whether a range that is to be read past the page cache lies in it anyway.
+    /// Whether all of a range was in the page cache before this run, looking now if nobody has.
     pub(super) fn is_at_hand(&self, offset: u64, len: u64) -> bool {
         let Some(found) = &self.found else { return false };
         found.look(&self.file, offset, len);
         found.is_theirs(offset, len)
     }
 
-    /// Fills `into` from the page cache, in `direct` mode. False if that is not there, or ours: whoever reads past the cache
-    /// leaves nothing in it.
-    pub(super) fn read_cached(&self, offset: u64, into: &mut [u8]) -> bool {
+    /// Fills `into` from the page cache, where it was before. False if not all of it is there still.
+    pub(super) fn copy_cached(&self, offset: u64, into: &mut [u8]) -> bool {
         let len = into.len() as u64;
-        if !self.is_at_hand(offset, len) {
-            return false;
-        }
-        let through = self.through.get_or_init(|| {
-            let file = File::open(&self.input.path).ok()?;
-            // Whatever the path names now, it must be what was opened.
-            self.input.check_open(&file).ok()?;
-            advice::no_readahead(&file);
-            Some(file)
-        });
-        // A read that does not wait nevertheless asks for what is missing, so it is not tried for what has gone.
-        let read = through.as_ref().is_some_and(|file| {
-            advice::is_cached(file, offset, len) && advice::read_cached(file, offset, into)
-        });
-        if !read && let Some(found) = &self.found {
+        let copied = advice::is_cached(&self.file, offset, len)
+            && self.cached.copy(&self.file, self.input.len, offset, into).is_ok();
+        if !copied && let Some(found) = &self.found {
             found.lose(offset, len);
         }
-        read
+        copied
     }
 
     /// Holds the blocks of a range until the returned value is dropped.
@@ -282,6 +270,10 @@ impl Hold {
         let missing = self.file.blocks().missing(self.range.clone());
         for index in missing.into_iter().flatten() {
             let (start, len) = self.file.span(&(index..=index));
+            // Of what was there before nothing is under way, and reading it may make the kernel read ahead: see `cached`.
+            if self.file.is_theirs(start, len) {
+                continue;
+            }
             for at in [start, (start + len).saturating_sub(1)] {
                 // An error here is an error of bytes that nobody wants.
                 drop(self.file.file.read_at(&mut [0], at));

@@ -14,6 +14,7 @@
 mod advice;
 mod before;
 mod blocks;
+mod cached;
 mod choose;
 mod copy;
 mod error;
@@ -145,11 +146,7 @@ impl Source {
             before: config.before.clone().filter(|_| !config.keep_cache),
             single_pages: Arc::default(),
         };
-        let max_open = config.max_open.unwrap_or_else(|| match (config.mode, &opening.before) {
-            // A second descriptor for what is in the page cache.
-            (Mode::Direct, Some(_)) => files::max_open_files() / 2,
-            _ => files::max_open_files(),
-        });
+        let max_open = config.max_open.unwrap_or_else(files::max_open_files);
         let read_by_file = vec![0; inputs.len()];
         let files = Files::new(inputs, opening, max_open);
         let (pool, ahead) = (Arc::default(), HashMap::new());

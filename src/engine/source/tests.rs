@@ -378,6 +378,40 @@ fn what_was_in_the_page_cache_before_stays_there() {
     }
 }
 
+/// Where a reader before stopped amid a file, the kernel would go on reading ahead of whoever comes by.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_somebody_has_half_read_is_not_read_on() {
+    use std::io::Read as _;
+    let len = 96 << 20;
+    let Some((_dir, path)) = on_disk(len) else { return };
+    let whole = std::fs::read(&path).unwrap();
+    let half_read = || {
+        advice::drop_cache(&std::fs::File::open(&path).unwrap(), 0, 0);
+        let mut file = std::fs::File::open(&path).unwrap();
+        (0..16).for_each(|_| file.read_exact(&mut vec![0; 1 << 20]).unwrap());
+        // What is under way comes.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        resident(&path)
+    };
+    if !advice::is_cached(&std::fs::File::open(&path).unwrap(), 0, len as u64) {
+        println!("SKIPPED: this kernel does not tell what is in the page cache");
+        return;
+    }
+    for (mode, grain) in WAYS {
+        let cached = half_read();
+        let config = SourceConfig { grain, ..SourceConfig::new(mode) };
+        let mut source = open(std::slice::from_ref(&path), &config);
+        read_twice(&mut source, &whole);
+        drop(source);
+        let left = resident(&path);
+        assert!(
+            left <= cached + 4 * MIB,
+            "{mode:?} {grain:?}: {cached} bytes before, {left} after"
+        );
+    }
+}
+
 /// What one source has read, or what has gone in the meantime, is not taken for what was there before.
 #[cfg(target_os = "linux")]
 #[test]
