@@ -40,6 +40,10 @@ pub(super) fn merge(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Report, Error> {
+    if !job.keep_cache {
+        // Memory is limited, and what is freed must be free.
+        host::allocator::return_large_blocks();
+    }
     let restart = job.settings.restart;
     let staging = Staging::open(&*job.storage, place, out, job.plan_file()?, restart)?;
     let mut redo = Redo::default();
